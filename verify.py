@@ -1,0 +1,397 @@
+"""What a tool, a call and a task are, and when a call is right.
+
+Nothing here executes a tool or evaluates model text: everything is decided by comparing JSON. Every
+reader is total: any string goes in, and a value or None comes out. Copy this file into another project
+as it is; it needs the standard library only.
+
+Covered: reading tagged blocks, calls and menus out of model text; value and call equality; schema and
+call checks; grounding of values in a question; task signatures for de-duplication.
+Not covered: whether a tool does what its description says, or whether an answer is wise.
+"""
+import json
+import math
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
+from typing import NamedTuple
+
+MAX_DEPTH = 32           # nesting of JSON that we are willing to read
+MAX_QUESTION = 20_000    # characters: unicodedata.normalize is quadratic on combining marks
+MAX_ITEMS = 64           # calls in an answer, tools in a menu, arguments in a call
+
+PRIMITIVE_TYPES = {"string", "integer", "number", "boolean", "str", "int", "float", "bool"}
+GENERIC_NAMES = {"tool", "function", "api", "name", "tool_name", "function_name", "my_tool", "example",
+                 "example_tool", "test", "tool1", "tool2", "tool_1", "tool_2", "string"}
+
+
+@dataclass
+class Task:
+    """One tool-calling task: solve `question` with `tools`; `answer` is the gold list of calls."""
+
+    question: str
+    tools: list                                  # menu: {name, description, parameters, required}
+    answer: list                                 # gold calls: {name, arguments}
+    spec: dict = field(default_factory=dict)     # what the Generator was asked for
+    pass_rate: float | None = None               # Eq. 3, measured on the Solver
+    bucket: str | None = None                    # easy, medium or hard
+
+    def to_json(self):
+        """One line of a .jsonl file."""
+        return json.dumps(asdict(self))
+
+
+class Calls(NamedTuple):
+    """What an answer block holds: its well-formed calls, and how many elements were none."""
+
+    calls: list
+    malformed: int = 0
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading model text
+
+
+def last_block(text, tag):
+    """Content of the last closed <tag>...</tag> block, stripped of a code fence, or None.
+
+    >>> last_block("<a>1</a> and <a>2</a> <a>open", "a")
+    '2'
+    """
+    opening, closing = f"<{tag}>", f"</{tag}>"
+    start = text.rfind(opening, 0, max(text.rfind(closing), 0))
+    if start < 0:
+        return None
+    start += len(opening)
+    return strip_fence(text[start:text.find(closing, start)].strip())
+
+
+def strip_fence(text):
+    """Drop a code fence that surrounds the whole text.
+
+    >>> strip_fence("```json\\n[1]\\n```")
+    '[1]'
+    """
+    if text.startswith("```") and text.endswith("```") and len(text) >= 6:
+        first_line, _, rest = text[3:-3].partition("\n")
+        text = rest if re.fullmatch(r"\w*\s*", first_line) else text[3:-3]
+    return text.strip()
+
+
+def load_json(text):
+    """Strict JSON, as json.loads, but every fault is a ValueError.
+
+    Refused beside bad syntax: NaN and Infinity (also as 1e999), nesting deeper than MAX_DEPTH, and
+    lone surrogates, which no tokenizer can encode.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
+        raise ValueError("nested too deeply")
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()     # UnicodeEncodeError is a ValueError
+    return value
+
+
+def _refuse(constant):
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(digits):
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError("number out of range")
+    return number
+
+
+def _deeper_than(value, limit):
+    """True if containers nest deeper than `limit`; iterative, so that depth cannot hurt it."""
+    level = [value]
+    for _ in range(limit):
+        level = [child for node in level for child in _children(node)]
+    return any(isinstance(node, (list, dict)) for node in level)
+
+
+def _children(node):
+    return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+
+
+def read_calls(text):
+    """Calls in the text of an answer block, or None if it is not JSON of the right kind.
+
+    A list, or an object taken as a list of one. Ill-formed elements are counted, not kept.
+
+    >>> read_calls('[{"name": "f", "arguments": {"x": 1}}, 7]')
+    Calls(calls=[{'name': 'f', 'arguments': {'x': 1}}], malformed=1)
+    """
+    try:
+        value = load_json(text)
+    except ValueError:
+        return None
+    elements = [value] if isinstance(value, dict) else value
+    if not isinstance(elements, list):
+        return None
+    calls = [normalise_call(element) for element in elements]
+    good = [call for call in calls if call is not None]
+    return Calls(good, len(calls) - len(good))
+
+
+def normalise_call(element):
+    """{name, arguments} from the spellings that models use, or None.
+
+    Accepted: `tool_name` for name, {"function": {...}} around the call, arguments as a JSON string,
+    and arguments beside the name where there is no `arguments` key.
+
+    >>> normalise_call({"tool_name": "f", "x": 1})
+    {'name': 'f', 'arguments': {'x': 1}}
+    """
+    if isinstance(element, dict) and isinstance(element.get("function"), dict):
+        element = element["function"]
+    if not isinstance(element, dict):
+        return None
+    key = "name" if "name" in element else "tool_name"
+    name = element.get(key)
+    if not isinstance(name, str) or not name.strip():
+        return None
+    if "arguments" in element:
+        arguments = element["arguments"]
+        if isinstance(arguments, str):
+            try:
+                arguments = load_json(arguments)
+            except ValueError:
+                return None
+    else:
+        arguments = {k: v for k, v in element.items() if k != key}
+    return {"name": name.strip(), "arguments": arguments} if isinstance(arguments, dict) else None
+
+
+def read_tools(text):
+    """Menu in the text of a tools block as [{name, description, parameters, required}], or None."""
+    try:
+        value = load_json(text)
+    except ValueError:
+        return None
+    if not isinstance(value, list) or not value:
+        return None
+    tools = [normalise_tool(element) for element in value]
+    return None if None in tools else tools
+
+
+def normalise_tool(element):
+    """One tool with parameters as {p: {type, ...}} and `required` at tool level, or None.
+
+    Parameters may be given flat or as a JSON schema with `properties`; `required` may stand at tool
+    level or inside the parameters.
+
+    >>> normalise_tool({"name": "f", "parameters": {"properties": {"x": {"type": "integer"}},
+    ...                 "required": ["x"]}})["required"]
+    ['x']
+    """
+    if isinstance(element, dict) and isinstance(element.get("function"), dict):
+        element = element["function"]
+    if not isinstance(element, dict):
+        return None
+    name, parameters = element.get("name"), element.get("parameters", {})
+    if not isinstance(name, str) or not name.strip() or not isinstance(parameters, dict):
+        return None
+    required = element.get("required")
+    if isinstance(parameters.get("required"), list):
+        required = required or parameters["required"]
+        parameters = {p: schema for p, schema in parameters.items() if p != "required"}
+    properties = parameters.get("properties")
+    if isinstance(properties, dict) and all(isinstance(s, dict) for s in properties.values()):
+        parameters = properties
+    description = element.get("description")
+    return {"name": name.strip(),
+            "description": description if isinstance(description, str) else "",
+            "parameters": {p: s if isinstance(s, dict) else {} for p, s in parameters.items()},
+            "required": [p for p in required if isinstance(p, str)]
+                        if isinstance(required, list) else []}
+
+
+# ---------------------------------------------------------------------------------------------
+# Equality
+
+_DECIMAL = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?", re.ASCII)
+
+
+def canonical(value):
+    """A hashable form of a JSON value; two values are equal when their forms are.
+
+    5, 5.0, "5", "5.0" and " 5 " are one number (plain decimals of up to 15 digits without a leading
+    zero); true, "true" and "True" are one truth; strings are compared after folding white space,
+    with their case; lists and dicts element by element. true is not 1.
+
+    >>> canonical(5) == canonical(" 5.0 "), canonical(5) == canonical("05"), canonical(True) == canonical(1)
+    (True, False, False)
+    """
+    if isinstance(value, bool) or value is None:
+        return ("constant", value)
+    if isinstance(value, (int, float)):
+        return ("number", Decimal(value) if isinstance(value, int) else Decimal(repr(value)))
+    if isinstance(value, str):
+        folded = " ".join(value.split())
+        if folded in ("true", "True", "false", "False"):
+            return ("constant", folded in ("true", "True"))
+        if len(folded) <= 17 and _DECIMAL.fullmatch(folded) and sum(map(str.isdigit, folded)) <= 15:
+            return ("number", Decimal(folded))
+        return ("string", folded)
+    if isinstance(value, list):
+        return ("list", tuple(map(canonical, value)))
+    return ("dict", frozenset((key, canonical(child)) for key, child in value.items()))
+
+
+def values_equal(a, b):
+    """METHOD's one value equality: see `canonical`."""
+    return canonical(a) == canonical(b)
+
+
+def calls_equal(predicted, gold):
+    """Do two lists of calls match one to one, in any order?
+
+    >>> f, g = {"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}
+    >>> calls_equal([f, g], [g, f]), calls_equal([f, f], [f])
+    (True, False)
+    """
+    return Counter(map(canonical_call, predicted)) == Counter(map(canonical_call, gold))
+
+
+def canonical_call(call):
+    """Hashable form of a call. The name is compared to the letter, unlike a string value."""
+    return call["name"], canonical(call["arguments"])
+
+
+# ---------------------------------------------------------------------------------------------
+# Checks on tools, calls and questions
+
+
+def tool_problem(tools):
+    """First reason why a menu is not sound, or None.
+
+    Sound: names unique and not a generic word, described in 5 characters or more, primitive types,
+    required parameters declared.
+    """
+    if len(tools) > MAX_ITEMS or any(len(tool["parameters"]) > MAX_ITEMS for tool in tools):
+        return "too_many_tools"
+    if len({tool["name"] for tool in tools}) < len(tools):
+        return "tool_names_repeat"
+    for tool in tools:
+        if tool["name"].lower() in GENERIC_NAMES:
+            return "tool_name_generic"
+        if len(tool["description"].strip()) < 5:
+            return "tool_undescribed"
+        types = [schema.get("type") for schema in tool["parameters"].values()]
+        if not all(isinstance(kind, str) and kind in PRIMITIVE_TYPES for kind in types):
+            return "type_not_primitive"
+        if not set(tool["required"]) <= set(tool["parameters"]):
+            return "required_undeclared"
+    return None
+
+
+def call_problem(calls, tools):
+    """First reason why calls do not fit a menu, or None."""
+    if len(calls) > MAX_ITEMS or any(len(call["arguments"]) > MAX_ITEMS for call in calls):
+        return "too_many_calls"
+    menu = {tool["name"]: tool for tool in tools}
+    for call in calls:
+        if call["name"] not in menu:
+            return "unknown_tool"
+        if not required_given(call, menu):
+            return "required_missing"
+        if not set(call["arguments"]) <= set(menu[call["name"]]["parameters"]):
+            return "unknown_argument"
+        if any(isinstance(value, (list, dict)) for value in call["arguments"].values()):
+            return "argument_not_flat"
+    return None
+
+
+def required_given(call, menu):
+    """Does the call's tool stand in the menu {name: tool}, with all its required arguments given?"""
+    return call["name"] in menu and set(menu[call["name"]]["required"]) <= set(call["arguments"])
+
+
+_ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+         "sixteen seventeen eighteen nineteen").split()
+_TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10)))
+_WORD_OF = {str(n): word for n, word in enumerate(_ONES)} | {str(n): word for word, n in _TENS.items()}
+_DIGITS_OF = {word: digits for digits, word in _WORD_OF.items()}
+
+
+def normalise_text(text):
+    """NFKC, casefold, every run of non-word characters to one space, with a space at both ends."""
+    return " " + " ".join(re.sub(r"\W", " ", unicodedata.normalize("NFKC", text).casefold()).split()) + " "
+
+
+def grounded(calls, question):
+    """Does every argument value stand literally in the question, at word boundaries?
+
+    0..19 and the tens match as digits and as words, either way; integers from 1000 also with
+    thousands commas; booleans and nulls are skipped; a value without a word character fails.
+
+    >>> grounded([{"name": "f", "arguments": {"n": 5, "city": "Oslo"}}], "Five nights in OSLO!")
+    True
+    """
+    if len(question) > MAX_QUESTION or len(calls) > MAX_ITEMS:
+        return False
+    text = normalise_text(question)
+    return all(_stands_in(value, text)
+               for call in calls for value in list(call["arguments"].values())[:MAX_ITEMS + 1]
+               ) and all(len(call["arguments"]) <= MAX_ITEMS for call in calls)
+
+
+def _stands_in(value, text):
+    if isinstance(value, bool) or value is None:
+        return True
+    if isinstance(value, (list, dict)):
+        return all(_stands_in(child, text) for child in _children(value))
+    if isinstance(value, str) and len(value) > MAX_QUESTION:
+        return False
+    forms = {normalise_text(str(value)).strip()}
+    if isinstance(value, float) and value.is_integer():
+        forms.add(normalise_text(str(int(value))).strip())
+    for form in tuple(forms):
+        forms.add(_WORD_OF.get(form, form))
+        forms.add(_DIGITS_OF.get(form, form))
+        if form.isdigit() and len(form) >= 4:
+            forms.add(normalise_text(f"{int(form):,}").strip() if len(form) < 20 else form)
+    return "" not in forms and any(f" {form} " in text for form in forms)
+
+
+_STOCK = re.compile(r"\b(capital of|define|explain|summari[sz]e|poem|joke)\b", re.IGNORECASE)
+_WH_IS = re.compile(r"\s*(what|who|when|where)( is|'s)\b", re.IGNORECASE)
+_CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+
+
+def is_placeholder(question):
+    """Is the question an echo of the prompt, or under 8 characters?"""
+    text = question.strip().lower()
+    return len(text) < 8 or text.startswith(("...", "<", "[", "{")) or any(
+        echo in text for echo in ("the user's question", "your question here", "question text"))
+
+
+def question_problem(question, calls):
+    """First reason why a question is refused for the curriculum, or None."""
+    if is_placeholder(question):
+        return "question_placeholder"
+    if len(question) > MAX_QUESTION:
+        return "question_too_long"
+    if len(question.strip()) < 25:
+        return "question_too_short"
+    if _CJK.search(question):
+        return "question_cjk"
+    simple = len(calls) == 1 and len(calls[0]["arguments"]) <= 1
+    if _STOCK.search(question) or (simple and _WH_IS.match(question)):
+        return "question_stock"
+    return None
+
+
+def signature(task):
+    """What makes two tasks the same: the question in lower case with digits folded, the names in the
+    menu, and the names in the calls. Hashable."""
+    question = re.sub(r"\d+", "0", " ".join(task.question.lower().split()))
+    tools = tuple(sorted((t["name"], tuple(sorted(t["parameters"]))) for t in task.tools))
+    calls = tuple(sorted((c["name"], tuple(sorted(c["arguments"]))) for c in task.answer))
+    return question, tools, calls
