@@ -1,0 +1,166 @@
+"""Difficulty and curriculum: how hard a task is for the Solver, and which tasks it trains on, in which
+order (Tool-R0 sections 3.2 and 3.3, Eqs. 3 and 4).
+
+Pure functions over tasks and texts; whoever calls them brings the samples.
+"""
+import json
+import math
+import random
+
+import solver
+from verify import call_problem, grounded, question_problem, signature, tool_problem
+
+P_LOW, P_HIGH, SIGMA = 0.25, 0.75, 0.12              # Eq. 4
+MIN_AGREEMENT = 0.20                                 # cross-verification
+BUCKETS = {"easy": 0.2, "medium": 0.5, "hard": 0.3}  # shares of the curriculum, authors' code
+
+JUDGE_SYSTEM = """\
+You grade tasks for tool calling. Read the question, the available tools and the proposed calls. Give a
+score from 1 to 5: 5 when the question is what a real user would ask and the calls answer it exactly, 3
+when either is doubtful, 1 when the question makes no sense or the calls are wrong. Write the digit
+only."""
+SCORES = "12345"
+
+
+def pass_rate(texts, gold):
+    """p = (1/K) sum_k [calls of sample k = gold calls]   (Eq. 3)"""
+    return sum(solver.is_right(text, gold) for text in texts) / len(texts)
+
+
+def band_pass(p, samples):
+    """Difficulty reward of a pass rate p measured on K = `samples` Solver samples   (Eq. 4)
+
+    r_diff(p) = 0                                    p < 1/K
+              = exp(-(p - P_low)^2 / (2 sigma^2))    p < P_low
+              = 1                                    P_low <= p <= P_high
+              = exp(-(p - P_high)^2 / (2 sigma^2))   p > P_high
+
+    >>> [round(band_pass(k / 8, 8), 4) for k in (0, 1, 2, 6, 7, 8)]
+    [0.0, 0.5813, 1.0, 1.0, 0.5813, 0.1142]
+    """
+    if p < 1 / samples:
+        return 0.0
+    distance = max(P_LOW - p, p - P_HIGH, 0.0)
+    return math.exp(-distance**2 / (2 * SIGMA**2))
+
+
+def in_band(p):
+    """Is the task at the edge of what the Solver can do?"""
+    return P_LOW <= p <= P_HIGH
+
+
+def judge_prompt(task):
+    """Chat messages that ask the Solver for a score 1..5 of a task; the answer is one digit."""
+    content = (f"{task.question}\n<available_tools>\n{json.dumps(task.tools, ensure_ascii=False)}\n"
+               f"</available_tools>\n<tool_call_answer>\n"
+               f"{json.dumps(task.answer, ensure_ascii=False)}\n</tool_call_answer>")
+    return [{"role": "system", "content": JUDGE_SYSTEM}, {"role": "user", "content": content}]
+
+
+def semantic_reward(score):
+    """r_sem = (score - 1) / 4 of a judge's score in 1..5."""
+    return (score - 1) / 4
+
+
+# ---------------------------------------------------------------------------------------------
+# From the pool to the curriculum
+
+
+def structural_problem(draft, task):
+    """First reason why a candidate cannot be a task, or None.
+
+    Args:
+        draft: generator.Draft.
+        task: its verify.Task, or None where it does not parse.
+    """
+    if task is None:
+        return "unparsed"
+    if draft.malformed:
+        return "gold_malformed"
+    return (tool_problem(task.tools) or call_problem(task.answer, task.tools)
+            or question_problem(task.question, task.answer)
+            or (None if grounded(task.answer, task.question) else "not_grounded"))
+
+
+def duplicates(tasks):
+    """Which of the tasks (None allowed) repeats the signature of an earlier one: list of bool."""
+    seen, repeats = set(), []
+    for task in tasks:
+        key = None if task is None else signature(task)
+        repeats.append(key is not None and key in seen)
+        seen.add(key)
+    return repeats
+
+
+def bucket(p):
+    """hard p <= 0.3, medium up to 0.7, easy p >= 0.8; in between the nearer one (ours).
+
+    >>> [bucket(k / 10) for k in (0, 3, 4, 7, 8)]
+    ['hard', 'hard', 'medium', 'medium', 'easy']
+    """
+    return "hard" if p < 0.35 else "medium" if p < 0.75 else "easy"
+
+
+def apportion(total, weights, available):
+    """Whole-number shares of `total` in proportion to `weights`, none above what is available.
+
+    Largest remainder; what a short one cannot take is dealt again among the others.
+
+    >>> apportion(10, {"a": 1, "b": 1, "c": 2}, {"a": 1, "b": 9, "c": 9})
+    {'a': 1, 'b': 3, 'c': 6}
+    """
+    shares = dict.fromkeys(weights, 0)
+    left = min(total, sum(available.get(key, 0) for key in weights))
+    while left:
+        open_ = {k: w for k, w in weights.items() if available.get(k, 0) > shares[k]}
+        scale = sum(open_.values())
+        exact = ({k: left * w / scale for k, w in open_.items()} if scale
+                 else {k: left / len(open_) for k in open_})
+        deal = {k: int(x) for k, x in exact.items()}
+        by_remainder = sorted(open_, key=lambda k: deal[k] - exact[k])
+        for k in by_remainder[:left - sum(deal.values())]:
+            deal[k] += 1
+        for k in open_:
+            taken = min(deal[k], available[k] - shares[k])
+            shares[k] += taken
+            left -= taken
+    return shares
+
+
+def select(tasks, size, domains, seed):
+    """The curriculum: at most `size` graded tasks, easy to hard (section 3.3).
+
+    Quotas per domain in proportion to its weight; inside each 20 % easy, 50 % medium, 30 % hard, short
+    buckets filled from the others. Sorted by pass rate, highest first; ties in a seeded shuffle.
+
+    Args:
+        tasks: with pass_rate and bucket set.
+        domains: {domain: weight}.
+        seed: anything random.Random takes.
+    """
+    rng = random.Random(seed)
+    tasks = rng.sample(tasks, len(tasks))
+    cells = {d: {b: [] for b in BUCKETS} for d in domains}
+    for task in tasks:
+        cells[task.spec["domain"]][task.bucket].append(task)
+    quotas = apportion(size, domains, {d: sum(map(len, cell.values())) for d, cell in cells.items()})
+    chosen = []
+    for domain, cell in cells.items():
+        shares = apportion(quotas[domain], BUCKETS, {b: len(found) for b, found in cell.items()})
+        for name, found in cell.items():
+            chosen += found[:shares[name]]
+    rng.shuffle(chosen)
+    return sorted(chosen, key=lambda task: -task.pass_rate)
+
+
+def spread(size, steps, per_step):
+    """Curriculum indices for each training step, evenly over the order: list of lists.
+
+    50 steps of 8 take every fifth of 2,000 tasks, so that the order reaches the hard ones; where steps x
+    prompts exceed the curriculum, tasks repeat in order.
+
+    >>> spread(8, 2, 2), spread(2, 2, 2)
+    ([[0, 2], [4, 6]], [[0, 0], [1, 1]])
+    """
+    wanted = steps * per_step
+    return [[(step * per_step + i) * size // wanted for i in range(per_step)] for step in range(steps)]

@@ -1,0 +1,135 @@
+"""The Generator: task specifications, its prompt, reading its completion, and its reward terms
+(Tool-R0 sections 3.1 and 3.2, Eqs. 1, 2 and 5).
+
+The list of domains is the only thing about tasks that a person writes.
+"""
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+from verify import (Task, grounded, is_placeholder, last_block, read_calls, read_tools,
+                    required_given)
+
+DOMAINS = {domain: 1.0 for domain in """
+    finance healthcare productivity retail_ecommerce scheduling database cloud_infrastructure system
+    programming geolocation logistics communication iot cybersecurity insurance legal news weather sports
+    entertainment education real_estate food_ordering translation utilities government memory_management
+    web_search social_media math vehicle_control travel""".split()}
+
+SYSTEM = """\
+You invent tasks that test whether an assistant can call tools. A task is a user's question, a list of
+available tools, and the calls that answer the question. Write four blocks in this order:
+<think> your plan: the tools, then the calls with their values </think>
+<question> what the user says, with every argument value of the calls written in it literally </question>
+<available_tools> a JSON list of tools, each {"name": ..., "description": ..., "parameters":
+{"<parameter>": {"type": ...}}, "required": [...]}, with string, integer, number or boolean parameters
+</available_tools>
+<tool_call_answer> a JSON list of calls, each {"name": ..., "arguments": {...}}, that use only these
+tools, give every required argument, and nest nothing </tool_call_answer>
+The question is natural and specific, and never mentions tools. Other tools in the list are plausible but
+wrong."""
+
+TAGS = ("think", "question", "available_tools", "tool_call_answer")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the Generator is asked for: domain d, context c, number of tools m and of gold calls n."""
+
+    domain: str
+    context: str
+    tools: int
+    calls: int
+
+
+def sample_spec(rng, domains=DOMAINS):
+    """A fresh specification (section 3.1, numbers from the authors' code).
+
+    Multi-turn with 0.1, then one call; else one call with 0.8 and two with 0.2. Two calls: 3, 4 or 5
+    tools with 0.3, 0.4, 0.3. One call: 2..4 tools with 0.4, 5..8 with 0.6, uniform inside.
+
+    Args:
+        rng: random.Random.
+        domains: {domain: weight}.
+    """
+    domain = rng.choices(list(domains), weights=list(domains.values()))[0]
+    context = "multi_turn" if rng.random() < 0.1 else "single_turn"
+    calls = 2 if context == "single_turn" and rng.random() < 0.2 else 1
+    if calls == 2:
+        tools = rng.choices((3, 4, 5), weights=(0.3, 0.4, 0.3))[0]
+    else:
+        tools = rng.randint(2, 4) if rng.random() < 0.4 else rng.randint(5, 8)
+    return Spec(domain, context, tools, calls)
+
+
+def prompt(spec):
+    """Chat messages that ask for one task of the given specification."""
+    context = ("a short conversation between User and Agent, all inside the question"
+               if spec.context == "multi_turn" else "a single message of the user")
+    return [{"role": "system", "content": SYSTEM},
+            {"role": "user", "content": f"Domain: {spec.domain}\nContext: {context}\n"
+                                        f"Number of tools: exactly {spec.tools}\n"
+                                        f"Number of calls: exactly {spec.calls}"}]
+
+
+class Draft(NamedTuple):
+    """A Generator completion as read: what is missing or does not parse is None."""
+
+    tags: bool                # all four blocks are there and not empty
+    question: str
+    tools: list | None
+    calls: list | None        # the well-formed gold calls; None without any
+    malformed: int            # ill-formed elements of the gold list
+
+    def task(self, spec):
+        """The Task, or None where the question, the tools or the gold calls are missing."""
+        if not (self.question and self.tools and self.calls):
+            return None
+        return Task(self.question, self.tools, self.calls, asdict(spec))
+
+
+def read(text):
+    """Read the four blocks of a completion."""
+    blocks = {tag: last_block(text, tag) for tag in TAGS}
+    calls = read_calls(blocks["tool_call_answer"] or "")
+    return Draft(all(blocks.values()), blocks["question"] or "",
+                 read_tools(blocks["available_tools"] or ""),
+                 calls.calls if calls and calls.calls else None, calls.malformed if calls else 0)
+
+
+def format_reward(draft):
+    """r_fmt = (1/3)[all four tags] + (1/3)[tools parse] + (1/3)[gold parses as calls]   (Eq. 1)"""
+    return (draft.tags + (draft.tools is not None) + (draft.calls is not None)) / 3
+
+
+def validity_reward(draft):
+    """r_valid = 0.4 [gold tools in the menu] + 0.4 [required all given] + 0.2 [values grounded]   (Eq. 2)
+
+    Every gold call must pass; 0 unless tools and gold parse.
+    """
+    if not draft.tools or not draft.calls or draft.malformed:
+        return 0.0
+    menu = {tool["name"]: tool for tool in draft.tools}
+    known = all(call["name"] in menu for call in draft.calls)
+    required = all(required_given(call, menu) for call in draft.calls)
+    return 0.4 * known + 0.4 * required + 0.2 * grounded(draft.calls, draft.question)
+
+
+def curriculum_reward(draft, difficulty, semantic):
+    """r_curr = 0.5 r_diff + 0.5 r_sem, 0 unless tools and gold parse   (Eq. 5)"""
+    return 0.5 * difficulty + 0.5 * semantic if draft.tools and draft.calls else 0.0
+
+
+def reward(draft, difficulty, semantic):
+    """Reward parts of one completion, each in 0..1; the total is the sum (weights 1, 1, 1).
+
+    A placeholder question gets 0 in all three.
+
+    Args:
+        draft: from `read`.
+        difficulty: r_diff, curriculum.band_pass of the Solver's pass rate.
+        semantic: r_sem, the judge's score.
+    """
+    if is_placeholder(draft.question):
+        return {"format": 0.0, "validity": 0.0, "curriculum": 0.0}
+    return {"format": format_reward(draft), "validity": validity_reward(draft),
+            "curriculum": curriculum_reward(draft, difficulty, semantic)}

@@ -1,0 +1,105 @@
+"""The Solver: its prompt, reading its completion, and its reward (Tool-R0 section 3.4, Eqs. 6 and 7).
+
+One prompt and one reader serve training, difficulty probes, cross-verification and evaluation.
+"""
+import json
+
+from verify import MAX_ITEMS, Calls, calls_equal, last_block, load_json, read_calls, values_equal
+
+SYSTEM = """\
+You answer requests by calling tools. Read the user's request and the list of available tools.
+First reason about which tools are needed and where each argument comes from, between <think> and
+</think>. Then write the calls as a JSON list between <tool_call_answer> and </tool_call_answer>, each
+call an object {"name": ..., "arguments": {...}}. Use only the tools in the list, give every required
+argument, take values from the request, and add nothing after the answer. If no tool fits, answer []."""
+
+
+def prompt(question, tools):
+    """Chat messages that ask for the calls which answer `question` with the menu `tools`."""
+    menu = json.dumps(tools, ensure_ascii=False)
+    return [{"role": "system", "content": SYSTEM},
+            {"role": "user",
+             "content": f"{question}\n<available_tools>\n{menu}\n</available_tools>"}]
+
+
+def read(text):
+    """Calls in a Solver completion (verify.Calls), or None. No <think> block is needed here."""
+    block = last_block(text, "tool_call_answer")
+    return None if block is None else read_calls(block)
+
+
+def is_right(text, gold):
+    """Exact success: the calls of the completion equal the gold calls one to one, in any order."""
+    calls = read(text)
+    return calls is not None and calls.malformed == 0 and calls_equal(calls.calls, gold)
+
+
+def format_reward(text):
+    """r_fmt = 0.3 [tag present] + 0.3 [content parses] + 0.4 [at least one call]   (Eq. 6)
+
+    >>> format_reward('<tool_call_answer>[]</tool_call_answer>')
+    0.6
+    """
+    block = last_block(text, "tool_call_answer")
+    if block is None:
+        return 0.0
+    try:
+        load_json(block)
+    except ValueError:
+        return 0.3
+    calls = read_calls(block)
+    return 1.0 if calls is not None and calls.calls else 0.6
+
+
+def call_similarity(predicted, gold):
+    """s = 0.2 s_name + 0.3 s_key + 0.5 s_val of two calls   (Eq. 7)
+
+    s_name: name equality, 0 or 1. s_key: F1 of the argument names, 1 if both have none. s_val: share of
+    equal values among the names that both have, 1 if neither has any, 0 without a common name.
+
+    >>> call_similarity({"name": "f", "arguments": {"a": 1}},
+    ...                 {"name": "f", "arguments": {"a": 1, "b": 2, "c": 3}})
+    0.85
+    """
+    p, g = predicted["arguments"], gold["arguments"]
+    common = [key for key in g if key in p]
+    s_name = float(predicted["name"] == gold["name"])
+    s_key = 2 * len(common) / (len(p) + len(g)) if p or g else 1.0
+    if common:
+        s_val = sum(values_equal(p[key], g[key]) for key in common) / len(common)
+    else:
+        s_val = 0.0 if p or g else 1.0
+    return 0.2 * s_name + 0.3 * s_key + 0.5 * s_val
+
+
+def accuracy_reward(calls, gold):
+    """r_acc = mean over gold calls of s / (1 + 0.25 max(0, |predictions| - |gold|))   (Eq. 7)
+
+    Each gold call in turn takes the best prediction that is still unused. Malformed elements count as
+    predictions. Answers of more than MAX_ITEMS calls get 0: the matching is quadratic.
+
+    Args:
+        calls: verify.Calls, the predictions.
+        gold: list of calls, not empty.
+    """
+    predictions = len(calls.calls) + calls.malformed
+    if predictions > MAX_ITEMS:
+        return 0.0
+    unused, total = list(calls.calls), 0.0
+    for gold_call in gold:
+        scores = [call_similarity(call, gold_call) for call in unused]
+        if scores:
+            best = max(range(len(scores)), key=scores.__getitem__)
+            total += scores[best]
+            unused.pop(best)
+    return total / len(gold) / (1 + 0.25 * max(0, predictions - len(gold)))
+
+
+def reward(text, gold):
+    """Reward parts of one completion: {"format": r_fmt, "accuracy": r_acc}, each in 0..1.
+
+    r_acc is 0 without a non-empty <think> block (authors' code). The total is the sum.
+    """
+    calls = read(text) if last_block(text, "think") else None
+    return {"format": format_reward(text),
+            "accuracy": accuracy_reward(calls or Calls([]), gold)}
