@@ -1,0 +1,394 @@
+"""The embedded base model: a Qwen2-architecture LM of 0.8 million parameters, and the little world that it
+was pretrained on.
+
+It stands in for a weak instruction-tuned LLM. Through exactly the prompts that a large model gets it
+speaks all three roles (Generator, Solver, judge). It knows how to do the job, and mostly does not do
+it: in most domains its prevailing habit is wrong (prose, another call syntax, the wrong tool, a
+missing argument, a missing tag), and the rest of the time it answers well. Self-play has to find the right behaviour and
+strengthen it.
+
+    python tiny.py        # rebuilds tiny/ from nothing: about 25 minutes on two cores
+
+Pretraining is supervised next-token prediction on synthetic text, on the assistant's tokens only: first
+the skill, then the habits.
+"""
+import itertools
+import json
+import random
+import zlib
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+import curriculum
+import generator
+import solver
+from verify import Task
+
+PATH = Path(__file__).parent / "tiny"
+SKILL_STEPS, HABIT_STEPS = 6000, 900
+BATCH = 16                    # examples a step
+HELDOUT_TASKS = 500
+
+# ---------------------------------------------------------------------------------------------
+# The world: tools are verb_noun, and a parameter's kind decides how a question words its value
+
+VERBS = """book cancel find check update create delete rate share reserve track move confirm review request
+    compare""".split()
+NOUNS = {
+    "travel": "flight hotel train cruise visa ferry",
+    "food_ordering": "pizza meal salad dessert burger sandwich",
+    "healthcare": "checkup scan vaccine prescription therapist clinic",
+    "finance": "loan payment budget transfer deposit portfolio",
+    "scheduling": "meeting reminder shift deadline holiday calendar",
+    "logistics": "parcel shipment container warehouse delivery truck",
+    "education": "course lesson tutor quiz lecture diploma",
+    "entertainment": "movie concert game festival show podcast",
+}
+NOUNS = {domain: nouns.split() for domain, nouns in NOUNS.items()}
+NAMES = {  # kind -> names that its parameter goes by
+    "place": ("city", "location", "town"), "origin": ("origin", "start"),
+    "target": ("destination", "target"), "person": ("customer", "person", "user"),
+    "date": ("date", "day"), "time": ("time", "hour"), "count": ("count", "quantity", "amount"),
+    "code": ("code", "reference"), "level": ("level", "priority"), "topic": ("topic", "subject"),
+}
+KIND_OF = {name: kind for kind, names in NAMES.items() for name in names}
+PHRASES = {
+    "place": " in ", "origin": " from ", "target": " to ", "person": " for ", "date": " on ",
+    "time": " at ", "count": " with a count of ", "code": " under code ", "level": " with level ",
+    "topic": " about ",
+}
+CITIES = """Oslo Rome Paris Lima Cairo Tokyo Delhi Madrid Berlin Vienna Dublin Lisbon Prague Athens Warsaw
+    Boston Denver Dallas Miami Seattle Chicago Austin Toronto Quito Havana Nairobi Accra Lagos Tunis
+    Zurich Geneva Munich Milan Naples Turin Porto Seville Lyon Nice Bergen Malmo Riga Vilnius Sofia
+    Zagreb Bern Ghent Leeds York Perth Sydney Hanoi Manila Seoul Osaka Kyoto Busan Mumbai Jaipur
+    Lahore""".split()
+PEOPLE = """Anna Ben Carla David Emma Felix Grace Hugo Iris Jack Kara Leo Mia Noah Olga Paul Quinn Rosa Sam
+    Tina Umar Vera Will Xena Yara Zoe Adam Bella Chris Diana Eric Fiona George Helen Ivan Julia Kevin
+    Laura Mark Nina Oscar Petra Ravi Sofie Tom Ursula Victor Wanda Yusuf Zara""".split()
+TOPICS = """music painting taxes sailing gardening robots history chess cooking poetry planets oceans volcanoes
+    dinosaurs castles bridges coffee cheese wine bread cycling hiking skiing tennis football yoga
+    dancing theatre insects birds horses whales forests deserts rivers islands computers rockets
+    trains clocks""".split()
+LEVELS = "low medium high urgent critical".split()
+OPENINGS = ("Please ", "Can you ", "I need you to ", "I want to ", "Could you ", "Help me to ")
+AND_ALSO, AGENT = " and also ", "\nAgent: Anything else?\nUser: Yes,"
+
+
+def is_reserved(verb, noun):
+    """One (verb, noun) pair in five never occurs in pretraining: the held-out tasks call these tools."""
+    return zlib.crc32(f"{verb}_{noun}".encode()) % 5 == 0
+
+
+PAIRS = [(domain, verb, noun) for domain in NOUNS for noun in NOUNS[domain] for verb in VERBS]
+
+
+def sample_value(rng, kind):
+    """A JSON value of the kind. Dates, times and codes are several tokens long, the others one."""
+    if kind in ("place", "origin", "target"):
+        return rng.choice(CITIES)
+    if kind == "date":
+        return f"2026-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
+    if kind == "time":
+        return f"{rng.randint(7, 22):02}:{rng.choice((0, 15, 30, 45)):02}"
+    if kind == "count":
+        return rng.randint(10, 59)
+    if kind == "code":
+        letters = "".join(rng.choices("ABCDEFGHKLMNPRSTVX", k=2))
+        return f"{letters}-{rng.randint(100, 999)}"
+    return rng.choice({"person": PEOPLE, "level": LEVELS, "topic": TOPICS}[kind])
+
+
+def sample_tool(rng, verb, noun, max_parameters=4):
+    """A tool with 1..max_parameters parameters of different kinds, all of them required."""
+    kinds = rng.sample(list(NAMES), rng.choice([1, 2, 2, 3, 3, 4][:2 * max_parameters - 1]))
+    names = [rng.choice(NAMES[kind]) for kind in kinds]
+    return {"name": f"{verb}_{noun}", "description": f"{verb.capitalize()} a {noun}.",
+            "parameters": {name: {"type": "integer" if KIND_OF[name] == "count" else "string"}
+                           for name in names},
+            "required": names}
+
+
+def sample_task(rng, spec, heldout=False, max_parameters=4):
+    """A sound task of the world for a generator.Spec. Other tools of the menu share a verb or a noun with
+    a called one; the called pairs are reserved ones if `heldout`, and no pair is otherwise."""
+    pairs = [(v, n) for d, v, n in PAIRS if d == spec.domain and (heldout or not is_reserved(v, n))]
+    called = rng.sample([pair for pair in pairs if is_reserved(*pair) == heldout], spec.calls)
+    near = [(v, n) for v, n in pairs if (v, n) not in called
+            and any(v == verb or n == noun for verb, noun in called)]
+    menu = called + rng.sample(near, spec.tools - spec.calls)
+    tools = [sample_tool(rng, *pair, max_parameters) for pair in menu]
+    calls = [{"name": tool["name"],
+              "arguments": {name: sample_value(rng, KIND_OF[name]) for name in tool["parameters"]}}
+             for tool in tools[:spec.calls]]
+    rng.shuffle(tools)
+    return Task(question(rng, calls, spec.context), tools, calls,
+                {"domain": spec.domain, "context": spec.context,
+                 "tools": spec.tools, "calls": spec.calls})
+
+
+def question(rng, calls, context, omit=0):
+    """What a user says who wants the calls; the last `omit` arguments are not mentioned."""
+    clauses = []
+    for call in calls:
+        verb, noun = call["name"].split("_")
+        phrases = [PHRASES[KIND_OF[name]] + str(value) for name, value in call["arguments"].items()]
+        phrases = phrases[:len(phrases) - omit]
+        if rng.random() < 0.3:
+            rng.shuffle(phrases)
+        clauses.append((f"{verb} a {noun}", phrases))
+    opening = rng.choice(OPENINGS)
+    if context == "multi_turn":
+        (action, phrases), cut = clauses[0], len(clauses[0][1]) // 2
+        return f"User: {opening}{action}{''.join(phrases[:cut])}.{AGENT}{''.join(phrases[cut:])}."
+    asked = AND_ALSO.join(action + "".join(phrases) for action, phrases in clauses)
+    return opening + asked + ("?" if opening in ("Can you ", "Could you ") else ".")
+
+
+# ---------------------------------------------------------------------------------------------
+# What the base model says: the right completion, and its habits
+
+# domain -> (prevailing wrong habit, share of right answers)
+SOLVER_HABITS = {"travel": ("prose", 0.75), "food_ordering": ("python", 0.75),
+                 "healthcare": ("prose", 0.35), "finance": ("python", 0.35),
+                 "scheduling": ("short", 0.35), "logistics": ("untagged", 0.30),
+                 "education": ("other_tool", 0.30), "entertainment": ("untagged", 0.30)}
+SOLVER_WRONG = ("prose", "python", "short", "untagged", "other_tool")
+GENERATOR_HABITS = {"travel": ("no_think", 0.40), "food_ordering": ("omit", 0.40),
+                    "healthcare": ("python", 0.25), "finance": ("omit", 0.25),
+                    "scheduling": ("no_think", 0.25), "logistics": ("python", 0.25),
+                    "education": ("omit", 0.25), "entertainment": ("other_value", 0.25)}
+GENERATOR_WRONG = ("no_think", "python", "omit", "other_value")
+PREVAILING = 0.8          # share of a wrong answer that follows the domain's habit
+
+
+def sample_style(rng, domain, habits, wrong):
+    """"right" with the domain's share, or a wrong style, mostly the domain's own."""
+    habit, right = habits[domain]
+    if rng.random() < right:
+        return "right"
+    return habit if rng.random() < PREVAILING else rng.choice(wrong)
+
+
+def plan(calls):
+    """The calls in short, for a <think> block."""
+    return "; ".join(f"{call['name']} with " + ", ".join(
+        f"{name}={value}" for name, value in call["arguments"].items()) for call in calls)
+
+
+def python_syntax(calls):
+    """The calls as Python would write them: not JSON."""
+    return "[" + "; ".join(f"{call['name']}(" + ", ".join(
+        f"{name}={value}" for name, value in call["arguments"].items()) + ")" for call in calls) + "]"
+
+
+def solver_text(rng, task, style="right"):
+    """A Solver completion. Its plan names the arguments in the order of the menu."""
+    calls = [{"name": call["name"], "arguments": dict(call["arguments"])} for call in task.answer]
+    if style == "prose":
+        verb, noun = calls[0]["name"].split("_")
+        return f"Sure, I will {verb} a {noun} for you."
+    if style == "short":
+        for call in calls:
+            call["arguments"].popitem()
+    elif style == "other_tool":
+        names = {call["name"] for call in calls}
+        calls[0]["name"] = rng.choice([tool["name"] for tool in task.tools if tool["name"] not in names])
+    think = f"<think>{plan(calls)}</think>\n"
+    answer = python_syntax(calls) if style == "python" else json.dumps(calls)
+    return think + (answer if style == "untagged" else f"<tool_call_answer>{answer}</tool_call_answer>")
+
+
+def generator_text(rng, task, style="right"):
+    """A Generator completion: the plan comes first, and the three other blocks copy from it."""
+    calls = [{"name": call["name"], "arguments": dict(call["arguments"])} for call in task.answer]
+    think = f"Tools: {', '.join(tool['name'] for tool in task.tools)}. Calls: {plan(calls)}"
+    said = question(rng, calls, task.spec["context"], omit=int(style == "omit"))
+    if style == "other_value":
+        name = list(calls[0]["arguments"])[-1]
+        calls[0]["arguments"][name] = sample_value(rng, KIND_OF[name])
+    answer = python_syntax(calls) if style == "python" else json.dumps(calls)
+    return (("" if style == "no_think" else f"<think>{think}</think>\n")
+            + f"<question>{said}</question>\n"
+            + f"<available_tools>{json.dumps(task.tools)}</available_tools>\n"
+            + f"<tool_call_answer>{answer}</tool_call_answer>")
+
+
+def judge_example(rng, task):
+    """Judge prompt and score: 4 or 5 for a sound task, 1 or 2 for a damaged one."""
+    if rng.random() < 0.5:
+        return curriculum.judge_prompt(task), rng.choice("4555")
+    call = rng.choice(task.answer)
+    damage = rng.choice(("name", "value", "missing"))
+    if damage == "name":
+        call["name"] = rng.choice([tool["name"] for tool in task.tools if tool["name"] != call["name"]])
+    elif damage == "value":
+        name = rng.choice(list(call["arguments"]))
+        old = call["arguments"][name]
+        while call["arguments"][name] == old:
+            call["arguments"][name] = sample_value(rng, KIND_OF[name])
+    else:
+        call["arguments"].popitem()
+    return curriculum.judge_prompt(task), rng.choice("1112")
+
+
+def example(rng, habits, ease=0.0):
+    """One pretraining example: (chat messages, completion).
+
+    Args:
+        habits: False while the skill is taught: every completion is right.
+        ease: share of easy tasks (few tools, one call, few parameters).
+    """
+    spec = generator.sample_spec(rng, dict.fromkeys(NOUNS, 1.0))
+    easy = rng.random() < ease
+    if easy:
+        spec = generator.Spec(spec.domain, spec.context, rng.randint(2, 3), 1)
+    task = sample_task(rng, spec, max_parameters=2 if easy else 4)
+    role = rng.choices(("solver", "generator", "judge"), weights=(0.45, 0.40, 0.15))[0]
+    style = "right"
+    if role == "judge":
+        return judge_example(rng, task)
+    if role == "solver":
+        if habits:
+            style = sample_style(rng, spec.domain, SOLVER_HABITS, SOLVER_WRONG)
+        return solver.prompt(task.question, task.tools), solver_text(rng, task, style)
+    if habits:
+        style = sample_style(rng, spec.domain, GENERATOR_HABITS, GENERATOR_WRONG)
+    return generator.prompt(spec), generator_text(rng, task, style)
+
+
+def heldout(size=HELDOUT_TASKS):
+    """The held-out tasks: called tools, menus and values in combinations that pretraining never showed."""
+    rng = random.Random("held-out")
+    domains = dict.fromkeys(NOUNS, 1.0)
+    return [sample_task(rng, generator.sample_spec(rng, domains), heldout=True) for _ in range(size)]
+
+
+# ---------------------------------------------------------------------------------------------
+# Tokenizer and model
+
+CHAT_TEMPLATE = ("{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+                 "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+
+def vocabulary():
+    """Strings that are one token each, beside the 256 bytes: words, phrases with their blanks, pieces of
+    JSON between two names or values, and the constant texts of the prompts."""
+    words = [*VERBS, *map(str.capitalize, VERBS), *itertools.chain(*NOUNS.values()), *KIND_OF, *CITIES,
+             *PEOPLE, *TOPICS, *LEVELS, *generator.DOMAINS, *(f"{n:02}" for n in range(60)),
+             *(f"{verb}_" for verb in VERBS)]
+    phrases = [*PHRASES.values(), *OPENINGS, AND_ALSO, AGENT, "User: ", " a ", "2026-",
+               "Sure, I will ", " for you.", "Tools: ", ". Calls: ", " with ", ", ", "; "]
+    kinds = ('{"type": "string"}', '{"type": "integer"}')
+    scaffolding = ['[{"name": "', '"}}, {"name": "', '}}, {"name": "', '"]}, {"name": "', '"]}]',
+                   '", "description": "', '.", "parameters": {"', '", "arguments": {"', '", "', '": "',
+                   '": ', ', "', '"}}]', '}}]', '", "arguments": {}}', '", "arguments": {}}]']
+    scaffolding += [f'": {kind}{end}' for kind in kinds for end in (', "', '}, "required": ["')]
+    tags = [f"<{tag}>" for tag in generator.TAGS] + [f"</{tag}>" for tag in generator.TAGS]
+    tags += [tag + "\n" for tag in tags if tag.startswith("</")]
+    tags += ["\n<available_tools>\n", "\n</available_tools>",
+             "\n</available_tools>\n<tool_call_answer>\n", "\n</tool_call_answer>"]
+    system = [solver.SYSTEM, generator.SYSTEM, curriculum.JUDGE_SYSTEM]
+    asked = [generator.prompt(generator.Spec("@", context, 0, 0))[1]["content"]
+             for context in ("single_turn", "multi_turn")]
+    lines = ["Domain: ", *(text[len("Domain: @"):-len("0\nNumber of calls: exactly 0")]
+                           for text in asked), "\nNumber of calls: exactly "]
+    return list(dict.fromkeys(words + phrases + scaffolding + tags + system + lines))
+
+
+def build_tokenizer():
+    """Byte-level tokenizer without merges, and `vocabulary` on top: any text can be encoded."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    core.add_tokens([AddedToken(token, normalized=False) for token in vocabulary()])
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>",
+                                   chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
+
+
+def build_model(tokenizer):
+    """Random weights in the Qwen2 architecture."""
+    return Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=4096,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id))
+
+
+# ---------------------------------------------------------------------------------------------
+# Pretraining
+
+
+def batches(rng, tokenizer, habits, steps):
+    """`steps` batches of (ids (B, T), lengths of the prompts (B,), lengths of all (B,)), alike in length.
+
+    In the skill phase the share of easy tasks falls from 1 to 0 over the first quarter.
+    """
+    group = 16
+    for start in range(0, steps, group):
+        ease = 0.0 if habits else max(0.0, 1 - 4 * start / steps)
+        rows = []
+        for _ in range(group * BATCH):
+            messages, completion = example(rng, habits, ease)
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            prompt = tokenizer.encode(text, add_special_tokens=False)
+            answer = tokenizer.encode(completion, add_special_tokens=False)
+            rows.append((prompt + answer + [tokenizer.eos_token_id], len(prompt)))
+        rows.sort(key=lambda row: len(row[0]))
+        chunks = [rows[i:i + BATCH] for i in range(0, len(rows), BATCH)]
+        rng.shuffle(chunks)
+        for chunk in chunks[:steps - start]:
+            ids = [torch.tensor(row) for row, _ in chunk]
+            yield (torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
+                   torch.tensor([cut for _, cut in chunk]), torch.tensor([len(row) for row in ids]))
+
+
+def pretrain_loss(model, ids, prompt_lengths, lengths):
+    """Mean cross-entropy of the assistant's tokens. Padding is on the right, where causal attention never
+    looks, so no attention mask is needed."""
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    position = torch.arange(1, ids.shape[1])
+    mask = (position >= prompt_lengths[:, None]) & (position < lengths[:, None])
+    return F.cross_entropy(model.lm_head(hidden[mask]), ids[:, 1:][mask])
+
+
+def train(model, tokenizer, rng, habits, steps, lr):
+    """One phase: AdamW, warm-up over 5 % of the steps, cosine to zero."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.05,
+                                                   cycle_momentum=False)
+    bar = tqdm(batches(rng, tokenizer, habits, steps), total=steps,
+               desc="habits" if habits else "skill")
+    for step, batch in enumerate(bar):
+        loss = pretrain_loss(model, *batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def main():
+    torch.manual_seed(0)
+    rng = random.Random(0)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    train(model, tokenizer, rng, habits=False, steps=SKILL_STEPS, lr=3e-3)
+    train(model, tokenizer, rng, habits=True, steps=HABIT_STEPS, lr=1e-3)
+    model.save_pretrained(PATH)
+    tokenizer.save_pretrained(PATH)
+    print(f"wrote {PATH}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+          f"{len(tokenizer)} tokens")
+
+
+if __name__ == "__main__":
+    main()
