@@ -30,15 +30,21 @@ import solver
 from verify import Task
 
 PATH = Path(__file__).parent / "tiny"
-SKILL_STEPS, HABIT_STEPS = 6000, 900
+SKILL_STEPS, HABIT_STEPS = 6000, 800
 BATCH = 16                    # examples a step
 HELDOUT_TASKS = 500
 
 # ---------------------------------------------------------------------------------------------
-# The world: tools are verb_noun, and a parameter's kind decides how a question words its value
+# The world: a tool is verb_noun; its verb says of which kinds its parameters are, its domain says what they
+# are called, and a parameter's kind says how a question words the value
 
-VERBS = """book cancel find check update create delete rate share reserve track move confirm review request
-    compare""".split()
+VERBS = {
+    "book": "place date person", "cancel": "code", "check": "code date", "compare": "origin target",
+    "confirm": "code time", "create": "topic date time", "delete": "code", "find": "place topic",
+    "move": "origin target count", "rate": "person level", "request": "count target",
+    "reserve": "date time count", "review": "topic person", "share": "person topic",
+    "track": "code origin", "update": "code level",
+}
 NOUNS = {
     "travel": "flight hotel train cruise visa ferry",
     "food_ordering": "pizza meal salad dessert burger sandwich",
@@ -50,7 +56,7 @@ NOUNS = {
     "entertainment": "movie concert game festival show podcast",
 }
 NOUNS = {domain: nouns.split() for domain, nouns in NOUNS.items()}
-NAMES = {  # kind -> names that its parameter goes by
+NAMES = {  # kind -> names that its parameter goes by, one in a domain
     "place": ("city", "location", "town"), "origin": ("origin", "start"),
     "target": ("destination", "target"), "person": ("customer", "person", "user"),
     "date": ("date", "day"), "time": ("time", "hour"), "count": ("count", "quantity", "amount"),
@@ -103,30 +109,29 @@ def sample_value(rng, kind):
     return rng.choice({"person": PEOPLE, "level": LEVELS, "topic": TOPICS}[kind])
 
 
-def sample_tool(rng, verb, noun, max_parameters=4):
-    """A tool with 1..max_parameters parameters of different kinds, all of them required."""
-    kinds = rng.sample(list(NAMES), rng.choice([1, 2, 2, 3, 3, 4][:2 * max_parameters - 1]))
-    names = [rng.choice(NAMES[kind]) for kind in kinds]
+def make_tool(domain, verb, noun):
+    """The tool verb_noun of a domain; all its parameters are required."""
+    turn = list(NOUNS).index(domain)
+    names = [NAMES[kind][turn % len(NAMES[kind])] for kind in VERBS[verb].split()]
     return {"name": f"{verb}_{noun}", "description": f"{verb.capitalize()} a {noun}.",
             "parameters": {name: {"type": "integer" if KIND_OF[name] == "count" else "string"}
                            for name in names},
             "required": names}
 
 
-def sample_task(rng, spec, heldout=False, max_parameters=4):
-    """A sound task of the world for a generator.Spec. Other tools of the menu share a verb or a noun with
-    a called one; the called pairs are reserved ones if `heldout`, and no pair is otherwise."""
+def sample_task(rng, spec, heldout=False):
+    """A sound task of the world for a generator.Spec. The menu is sorted by name; its other tools share a
+    verb or a noun with a called one. The called pairs are reserved ones if `heldout`; else no pair is."""
     pairs = [(v, n) for d, v, n in PAIRS if d == spec.domain and (heldout or not is_reserved(v, n))]
     called = rng.sample([pair for pair in pairs if is_reserved(*pair) == heldout], spec.calls)
     near = [(v, n) for v, n in pairs if (v, n) not in called
             and any(v == verb or n == noun for verb, noun in called)]
     menu = called + rng.sample(near, spec.tools - spec.calls)
-    tools = [sample_tool(rng, *pair, max_parameters) for pair in menu]
+    tools = [make_tool(spec.domain, *pair) for pair in menu]
     calls = [{"name": tool["name"],
               "arguments": {name: sample_value(rng, KIND_OF[name]) for name in tool["parameters"]}}
              for tool in tools[:spec.calls]]
-    rng.shuffle(tools)
-    return Task(question(rng, calls, spec.context), tools, calls,
+    return Task(question(rng, calls, spec.context), sorted(tools, key=lambda tool: tool["name"]), calls,
                 {"domain": spec.domain, "context": spec.context,
                  "tools": spec.tools, "calls": spec.calls})
 
@@ -197,7 +202,7 @@ def solver_text(rng, task, style="right"):
             call["arguments"].popitem()
     elif style == "other_tool":
         names = {call["name"] for call in calls}
-        calls[0]["name"] = rng.choice([tool["name"] for tool in task.tools if tool["name"] not in names])
+        calls[0]["name"] = next(tool["name"] for tool in task.tools if tool["name"] not in names)
     think = f"<think>{plan(calls)}</think>\n"
     answer = python_syntax(calls) if style == "python" else json.dumps(calls)
     return think + (answer if style == "untagged" else f"<tool_call_answer>{answer}</tool_call_answer>")
@@ -241,14 +246,13 @@ def example(rng, habits, ease=0.0):
 
     Args:
         habits: False while the skill is taught: every completion is right.
-        ease: share of easy tasks (few tools, one call, few parameters).
+        ease: share of easy tasks (few tools, one call).
     """
     spec = generator.sample_spec(rng, dict.fromkeys(NOUNS, 1.0))
-    easy = rng.random() < ease
-    if easy:
+    if rng.random() < ease:
         spec = generator.Spec(spec.domain, spec.context, rng.randint(2, 3), 1)
-    task = sample_task(rng, spec, max_parameters=2 if easy else 4)
-    role = rng.choices(("solver", "generator", "judge"), weights=(0.45, 0.40, 0.15))[0]
+    task = sample_task(rng, spec)
+    role = rng.choices(("solver", "generator", "judge"), weights=(0.45, 0.35, 0.20))[0]
     style = "right"
     if role == "judge":
         return judge_example(rng, task)

@@ -1,0 +1,303 @@
+"""GRPO: group-relative advantages, the clipped loss, and the training step on a DeepSpeed ZeRO-3 engine.
+
+Axes:  P prompts (groups) of a step   G completions of a prompt   B rows of a micro-batch   C completion length
+
+One step with 3 prompts, G = 2, on 2 ranks, in micro-batches of 2 rows:
+
+    prompt      0 0   1 1   2 2          advantages: (P, G), on every rank alike
+    rank 0      0 0         2 2          whole groups are dealt, then sorted by length
+    rank 1            1 1         - -    a short rank repeats rows with weight 0: ranks stay in step
+
+The loss is divided once, by the completions of the whole step, which every rank knows beforehand; so neither
+the number of micro-batches nor that of ranks changes the gradient.
+
+Not here, on purpose: a KL term (beta is 0), a value model, a reference model.
+"""
+import json
+import os
+import socket
+from pathlib import Path
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_fp32_param, safe_set_local_fp32_param
+from safetensors.torch import save_file
+
+from model import pad_rollouts, rank_and_world, token_logprobs
+
+# ---------------------------------------------------------------------------------------------
+# The two equations
+
+
+def group_advantages(reward_PG):
+    """A_i = (r_i - mean(r)) / (std(r) + 1e-4) inside each group; std with G - 1.
+
+    A group whose rewards are all equal gets exactly 0.
+
+    Args:
+        reward_PG: total rewards (P, G), G at least 2.
+
+    Returns:
+        advantages (P, G) in fp32.
+    """
+    reward_PG = reward_PG.double()
+    mean_P1 = reward_PG.mean(1, keepdim=True)
+    std_P1 = reward_PG.std(1, keepdim=True)
+    equal_P1 = (reward_PG == reward_PG[:, :1]).all(1, keepdim=True)
+    return ((reward_PG - mean_P1) / (std_P1 + 1e-4)).masked_fill(equal_P1, 0.0).float()
+
+
+def grpo_loss(logp_BC, old_logp_BC, adv_B, mask_BC, weight_B, epsilon):
+    """loss = sum_i w_i (1/|o_i|) sum_t -min(rho A_i, clip(rho, 1 - eps, 1 + eps) A_i)
+    with rho = exp(logp - old_logp).
+
+    With w_i = 1 / (completions in the step) and summed over its micro-batches, this is GRPO's mean over completions
+    of the mean over their tokens. On fresh samples rho is 1 and the loss is about 0 whatever happens: it is
+    its gradient that matters.
+
+    Args:
+        logp_BC: log-probs under the policy, with gradient.
+        old_logp_BC: under the policy that sampled, without.
+        adv_B: advantages.
+        mask_BC: True on completion tokens; every row has one.
+        weight_B: w_i.
+        epsilon: clipping range.
+
+    Returns:
+        (loss, share of tokens where the clipped term is the active one).
+    """
+    ratio_BC = (logp_BC - old_logp_BC).exp()
+    free_BC = ratio_BC * adv_B[:, None]
+    clipped_BC = ratio_BC.clamp(1 - epsilon, 1 + epsilon) * adv_B[:, None]
+    loss_BC = -torch.minimum(free_BC, clipped_BC) * mask_BC
+    clip_share = ((clipped_BC < free_BC) & mask_BC).sum() / mask_BC.sum()
+    return (weight_B * loss_BC.sum(1) / mask_BC.sum(1)).sum(), clip_share
+
+
+# ---------------------------------------------------------------------------------------------
+# Distributed set-up
+
+
+def init_distributed():
+    """Join the launcher's process group, or make one of a single process. Returns the device."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=port)
+    deepspeed.utils.logger.setLevel("ERROR")
+    # The CPU backend would compile this op at start-up, and fail without a C++ compiler. It only speeds up
+    # reductions between processes of one machine.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed()
+    local_rank, local_ranks = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_SIZE", 1))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+    return torch.device("cpu")
+
+
+def engine_config(config):
+    """The DeepSpeed configuration, each key with its reason.
+
+    Args:
+        config: has learning_rate, dtype ("bf16" or "fp32") and max_grad_norm.
+    """
+    return {
+        # The step cuts micro-batches and divides the loss itself.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "steps_per_print": 10**9,
+        "bf16": {"enabled": config.dtype == "bf16"},
+        # Both default to bf16, where small gradients are lost in the sum.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "gradient_clipping": config.max_grad_norm,
+        "zero_optimization": {
+            "stage": 3,
+            # No parameter is kept whole between uses, so that loading weights has one place to write to.
+            "stage3_param_persistence_threshold": 0,
+            "overlap_comm": False,
+        },
+        "optimizer": {"type": "AdamW", "params": {
+            "lr": config.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0,
+            "torch_adam": True,        # the default is compiled at start-up
+        }},
+    }
+
+
+class Policy(torch.nn.Module):
+    """What the engine wraps: a causal LM whose forward pass returns token log-probs."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids_BT, start_B, end_B, temperature):
+        return token_logprobs(self.model, ids_BT, start_B, end_B, temperature)
+
+
+class Trainer:
+    """The training policy: one ZeRO-3 engine for the whole run, with fp32 masters.
+
+    Each phase loads a role's weights with `load`, which also clears the optimizer. One engine for all
+    phases avoids what DeepSpeed leaks at every initialisation.
+    """
+
+    def __init__(self, model, config):
+        """
+        Args:
+            model: a causal LM (fp32); the engine takes it over.
+            config: as for `engine_config`, and micro_batch, epsilon, inner_updates.
+        """
+        self.config = config
+        weights = {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
+        model.train()
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.engine = deepspeed.initialize(model=Policy(model), model_parameters=model.parameters(),
+                                           config=engine_config(config))[0]
+        self.device = self.engine.device
+        self.load(weights)
+
+    def parameters(self):
+        """(name as in the causal LM, parameter) of the engine; tied ones once."""
+        return self.engine.module.model.named_parameters()
+
+    # Weights -----------------------------------------------------------------------------------
+
+    def load(self, weights):
+        """Write fp32 weights into the masters and the training copy, and forget the optimizer's state.
+
+        DeepSpeed itself makes its masters from parameters already rounded to bf16, and would lose what a
+        small learning rate had built up.
+
+        Args:
+            weights: {name: CPU tensor}.
+        """
+        rank, world = rank_and_world()
+        for name, param in self.parameters():
+            flat = weights[name].detach().float().flatten()
+            size = -(-flat.numel() // world)
+            # Shards have equal length; the last one is padded.
+            shard = torch.nn.functional.pad(flat, (0, size * world - flat.numel()))
+            shard = shard[rank * size:(rank + 1) * size].to(self.device)
+            safe_set_local_fp32_param(param, shard)
+            param.ds_tensor.data.copy_(shard)
+        self.engine.optimizer.optimizer.state.clear()
+
+    def weights(self):
+        """{name: fp32 CPU tensor} of the masters on rank 0, an empty dict elsewhere. All ranks call it."""
+        rank, _ = rank_and_world()
+        masters = {}
+        for name, param in self.parameters():
+            full = safe_get_full_fp32_param(param)
+            if rank == 0:
+                masters[name] = full.detach().cpu().clone()
+        return masters
+
+    def copy_to(self, model):
+        """Refresh a plain copy of the model in place, gathering one parameter at a time."""
+        target = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, param in self.parameters():
+                with deepspeed.zero.GatheredParameters([param]):
+                    target[name].copy_(param)
+
+    def save(self, path, lm):
+        """Write a Hugging Face checkpoint with fp32 weights. All ranks call it.
+
+        Args:
+            path: a directory; replaced as a whole once it is complete.
+            lm: model.LM whose configuration and tokenizer belong to the weights.
+        """
+        masters = self.weights()
+        if rank_and_world()[0] == 0:
+            path, part = Path(path), Path(f"{path}.part")
+            part.mkdir(parents=True, exist_ok=True)
+            save_file(masters, part / "model.safetensors", metadata={"format": "pt"})
+            settings = lm.model.config.to_dict() | {"dtype": "float32"}
+            (part / "config.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
+            lm.model.generation_config.save_pretrained(part)
+            lm.tokenizer.save_pretrained(part)
+            part.rename(path)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
+    # The step ----------------------------------------------------------------------------------
+
+    def micro_batches(self, groups, adv_PG):
+        """This rank's micro-batches: (rollouts, advantages (B,), weights (B,)); as many on every rank.
+
+        Args:
+            groups: P lists of G Rollouts, the same on every rank.
+            adv_PG: their advantages.
+        """
+        rank, world = rank_and_world()
+        G, weight = adv_PG.shape[1], 1 / adv_PG.numel()
+        rows = [(rollout, adv, weight) for p in range(rank, len(groups), world)
+                for rollout, adv in zip(groups[p], adv_PG[p].tolist())]
+        missing = -(-len(groups) // world) * G - len(rows)
+        rows += [(groups[0][0], 0.0, 0.0)] * missing
+        rows.sort(key=lambda row: len(row[0].prompt) + len(row[0].ids))
+        size = self.config.micro_batch
+        for start in range(0, len(rows), size):
+            rollouts, adv, weights = zip(*rows[start:start + size])
+            yield (rollouts, torch.tensor(adv, device=self.device),
+                   torch.tensor(weights, device=self.device))
+
+    def step(self, groups, reward_PG, learning_rate, temperature=1.0):
+        """One GRPO step: `inner_updates` (mu) optimizer updates on the same samples.
+
+        Args:
+            groups: P lists of G Rollouts, the same on every rank.
+            reward_PG: total rewards (P, G).
+            learning_rate: of this step.
+            temperature: that the samples were drawn at.
+
+        Returns:
+            metrics: {name: float}, the same on every rank.
+        """
+        adv_PG = group_advantages(reward_PG)
+        batches = list(self.micro_batches(groups, adv_PG))
+        old = [None] * len(batches)
+        if self.config.inner_updates > 1:
+            # Old log-probs from the same batches: another batch shape would shift them by rounding.
+            with torch.no_grad():
+                old = [self._logprobs(rollouts, temperature)[0] for rollouts, _, _ in batches]
+        for group in self.engine.optimizer.optimizer.param_groups:
+            group["lr"] = learning_rate
+        for _ in range(self.config.inner_updates):
+            metrics = self._update(batches, old, temperature)
+        dead = (adv_PG == 0).all(1)
+        return metrics | {"dead_groups": dead.double().mean().item()}
+
+    def _logprobs(self, rollouts, temperature):
+        return self.engine(*pad_rollouts(rollouts, self.device), temperature)
+
+    def _update(self, batches, old, temperature):
+        """One optimizer update; metrics are token means over the step, but loss and gradient norm."""
+        world, sums = rank_and_world()[1], torch.zeros(5, dtype=torch.float64, device=self.device)
+        for i, (rollouts, adv_B, weight_B) in enumerate(batches):
+            logp_BC, entropy_BC, mask_BC = self._logprobs(rollouts, temperature)
+            old_BC = logp_BC.detach() if old[i] is None else old[i]
+            loss, clip_share = grpo_loss(logp_BC, old_BC, adv_B, mask_BC, weight_B, self.config.epsilon)
+            # The engine averages gradients over ranks, where we want their sum: the one place where we scale.
+            self.engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
+            self.engine.backward(loss * world)
+            sampled = torch.nn.utils.rnn.pad_sequence([torch.tensor(r.logps) for r in rollouts],
+                                                      batch_first=True).to(self.device)
+            real_BC = mask_BC & (weight_B > 0)[:, None]
+            gap_BC = (logp_BC.detach() - sampled).abs() * real_BC
+            tokens = real_BC.sum()
+            sums += torch.stack([loss.detach(), clip_share * tokens, gap_BC.sum(),
+                                 (entropy_BC * real_BC).sum(), tokens])
+        self.engine.step()
+        if world > 1:
+            torch.distributed.all_reduce(sums)
+        loss, clipped, gap, entropy, tokens = sums.tolist()
+        return {"loss": loss, "grad_norm": float(self.engine.get_global_grad_norm()),
+                "clip_share": clipped / tokens, "sampler_gap": gap / tokens,
+                "entropy": entropy / tokens, "tokens": int(tokens)}
