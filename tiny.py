@@ -159,9 +159,9 @@ def question(rng, calls, context, omit=0):
 
 # domain -> (prevailing wrong habit, share of right answers)
 SOLVER_HABITS = {"travel": ("prose", 0.75), "food_ordering": ("python", 0.75),
-                 "healthcare": ("prose", 0.35), "finance": ("python", 0.35),
-                 "scheduling": ("short", 0.35), "logistics": ("untagged", 0.30),
-                 "education": ("other_tool", 0.30), "entertainment": ("untagged", 0.30)}
+                 "healthcare": ("prose", 0.30), "finance": ("python", 0.25),
+                 "scheduling": ("untagged", 0.30), "logistics": ("untagged", 0.25),
+                 "education": ("prose", 0.25), "entertainment": ("python", 0.25)}
 SOLVER_WRONG = ("prose", "python", "short", "untagged", "other_tool")
 GENERATOR_HABITS = {"travel": ("no_think", 0.40), "food_ordering": ("omit", 0.40),
                     "healthcare": ("python", 0.25), "finance": ("omit", 0.25),
