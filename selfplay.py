@@ -87,7 +87,7 @@ PRESETS = {
     "tiny": dict(
         model="tiny", domains=",".join(tiny.NOUNS), generator_steps=24, solver_steps=16,
         generator_prompts=8, solver_prompts=8, group_size=8, pool_size=384, curriculum_size=128,
-        max_prompt=1024, max_completion=320, max_verify=128, learning_rate=1e-4, micro_batch=32,
+        max_prompt=1024, max_completion=320, max_verify=128, learning_rate=3e-5, micro_batch=32,
         sample_rows=256, gradient_checkpointing=False),
 }
 CHANGEABLE = {"run_dir", "iterations"}      # what may differ when a run is resumed
