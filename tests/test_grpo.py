@@ -1,0 +1,116 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import grpo
+import tiny
+
+
+def test_advantages_by_hand():
+    # mean 2, std sqrt(((1)^2 + 0 + 1) / 2) = 1; a group of equal rewards gets exactly 0.
+    adv = grpo.group_advantages(torch.tensor([[1.0, 2.0, 3.0], [0.1, 0.1, 0.1]]))
+    torch.testing.assert_close(adv[0], torch.tensor([-1.0, 0.0, 1.0]) / 1.0001)
+    assert (adv[1] == 0).all()
+
+
+@pytest.mark.parametrize("ratio, advantage, loss", [
+    (1.0, 2.0, -2.0),      # fresh sample
+    (1.5, 1.0, -1.2),      # clipped above: no more gain
+    (0.5, 1.0, -0.5),      # below, positive advantage: not clipped
+    (0.5, -1.0, 0.8),      # clipped below: no more gain
+    (1.5, -1.0, 1.5),      # above, negative advantage: not clipped
+])
+def test_loss_of_one_token_by_hand(ratio, advantage, loss):
+    logp = torch.tensor([[ratio]]).log().requires_grad_()
+    value, clip_share = grpo.grpo_loss(logp, torch.zeros(1, 1), torch.tensor([advantage]),
+                                       torch.ones(1, 1, dtype=torch.bool), torch.ones(1), 0.2)
+    assert value.item() == pytest.approx(loss)
+    value.backward()
+    clipped = (ratio, advantage) in ((1.5, 1.0), (0.5, -1.0))
+    assert clip_share == clipped
+    assert logp.grad.item() == pytest.approx(0.0 if clipped else -ratio * advantage)
+
+
+def test_loss_is_a_mean_over_tokens_then_over_completions():
+    # Completions of 1 and 2 tokens, ratios 1: (1/2)(-3) + (1/2)(1/2)(1 + 1) = -1. Padding is ignored.
+    logp = torch.tensor([[0.0, 9.0], [0.0, 0.0]])
+    mask = torch.tensor([[True, False], [True, True]])
+    old = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+    loss, _ = grpo.grpo_loss(logp, old, torch.tensor([3.0, -1.0]), mask, torch.full((2,), 0.5), 0.2)
+    assert loss.item() == pytest.approx(-1.0)
+
+
+def launch(world, out, port):
+    """Run engine_worker.py on `world` ranks; returns what it saved."""
+    workers = []
+    for rank in range(world):
+        env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+                            "LOCAL_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+                            "MASTER_PORT": str(port), "PYTHONPATH": str(tiny.PATH.parent)}
+        workers.append(subprocess.Popen([sys.executable, Path(__file__).with_name("engine_worker.py"), out],
+                                        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    logs = [worker.communicate(timeout=240)[0].decode() for worker in workers]
+    assert all(worker.returncode == 0 for worker in workers), logs[0][-3000:]
+    return torch.load(out, weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return launch(1, tmp_path_factory.mktemp("one") / "results.pt", 29611)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return launch(2, tmp_path_factory.mktemp("two") / "results.pt", 29612)
+
+
+def gap(a, b):
+    """Relative distance of two sets of gradients."""
+    a, b = (torch.cat([grads[name].flatten() for name in sorted(grads)]) for grads in (a, b))
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("dtype, limit", [("fp32", 1e-5), ("bf16", 0.02)])
+def test_gradient_does_not_depend_on_micro_batches_or_ranks(one, two, dtype, limit):
+    whole = one[dtype, 12]["gradient"]
+    assert gap(one[dtype, 3]["gradient"], whole) < limit       # 4 micro-batches
+    assert gap(two[dtype, 12]["gradient"], whole) < limit      # 3 groups on 2 ranks
+    assert gap(two[dtype, 3]["gradient"], whole) < limit
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_masters_start_at_the_file_and_move(one, two, dtype):
+    file = load_file(tiny.PATH / "model.safetensors")
+    for results in (one, two):
+        run = results[dtype, 12]
+        for name, before in run["before"].items():
+            assert torch.equal(before, file[name])
+        moved = [(run["after"][name] - before).abs().max().item() for name, before in run["before"].items()]
+        assert all(0 < step < 1.1e-3 for step in moved)      # Adam's first step is at most the rate
+
+
+def test_the_copy_has_the_new_weights(two):
+    for dtype, cast in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        run = two[dtype, 12]
+        for name, after in run["after"].items():
+            assert torch.equal(run["copy"][name].to(cast), after.to(cast)), name
+
+
+def test_loading_weights_also_resets_the_optimizer(one, two):
+    for results in (one, two):
+        run = results["fp32", 12]
+        assert run["again"] == pytest.approx(run["metrics"], rel=1e-4, abs=1e-6)
+
+
+def test_ranks_draw_the_same_samples(one, two):
+    assert one["ids"] == two["ids"]
+
+
+def test_metrics_agree_over_ranks(one, two):
+    assert two["fp32", 12]["metrics"] == pytest.approx(one["fp32", 12]["metrics"], rel=1e-3, abs=1e-5)
+    assert one["fp32", 12]["metrics"]["dead_groups"] == pytest.approx(1 / 3)

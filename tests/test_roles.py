@@ -1,0 +1,124 @@
+"""The Solver's and the Generator's rewards, and the curriculum, against numbers worked out by hand."""
+import random
+from collections import Counter
+
+import pytest
+
+import curriculum
+import generator
+import solver
+from verify import Calls, Task
+
+GOLD = [{"name": "f", "arguments": {"a": 1, "b": 2}}]
+
+
+def answer(content, think="<think>x</think>"):
+    return f"{think}<tool_call_answer>{content}</tool_call_answer>"
+
+
+@pytest.mark.parametrize("text, reward", [
+    ("no tag", 0.0), (answer("nope"), 0.3), (answer("[]"), 0.6), (answer("[7]"), 0.6),
+    (answer('[{"name": "f", "arguments": {}}]'), 1.0)])
+def test_solver_format(text, reward):
+    assert solver.format_reward(text) == reward
+
+
+@pytest.mark.parametrize("predicted, similarity", [
+    ({"name": "f", "arguments": {"a": 1, "b": 2}}, 1.0),
+    ({"name": "g", "arguments": {"a": 1, "b": 2}}, 0.8),
+    ({"name": "f", "arguments": {"a": 1}}, 0.2 + 0.3 * 2 / 3 + 0.5),
+    ({"name": "f", "arguments": {"a": 9, "b": 2}}, 0.2 + 0.3 + 0.25),
+    ({"name": "f", "arguments": {}}, 0.2), ({"name": "f", "arguments": {"c": 1}}, 0.2)])
+def test_call_similarity(predicted, similarity):
+    assert solver.call_similarity(predicted, GOLD[0]) == pytest.approx(similarity)
+
+
+def test_extra_predictions_cost_a_quarter_each():
+    assert solver.accuracy_reward(Calls(GOLD * 2), GOLD) == pytest.approx(1 / 1.25)
+    assert solver.accuracy_reward(Calls(GOLD, malformed=2), GOLD) == pytest.approx(1 / 1.5)
+
+
+def test_accuracy_needs_a_think_block_but_success_does_not():
+    right = '[{"name": "f", "arguments": {"b": "2", "a": 1.0}}]'
+    assert solver.reward(answer(right), GOLD) == {"format": 1.0, "accuracy": 1.0}
+    assert solver.reward(answer(right, think=""), GOLD) == {"format": 1.0, "accuracy": 0.0}
+    assert solver.is_right(answer(right, think=""), GOLD)
+
+
+TOOLS = ('[{"name": "book_train", "description": "Book a train.", "parameters": '
+         '{"city": {"type": "string"}, "day": {"type": "string"}}, "required": ["city"]}]')
+SPEC = generator.Spec("travel", "single_turn", 1, 1)
+
+
+def completion(question="Please book a train to Oslo.", tools=TOOLS, think="plan",
+               calls='[{"name": "book_train", "arguments": {"city": "Oslo"}}]'):
+    return (f"<think>{think}</think><question>{question}</question><available_tools>{tools}"
+            f"</available_tools><tool_call_answer>{calls}</tool_call_answer>")
+
+
+@pytest.mark.parametrize("text, parts", [
+    (completion(), (1, 1, 0.75)),
+    (completion(think=""), (2 / 3, 1, 0.75)),
+    (completion(tools="nope"), (2 / 3, 0, 0)),
+    (completion(calls="book_train(Oslo)"), (2 / 3, 0, 0)),
+    (completion(calls='[{"name": "book_bus", "arguments": {"city": "Oslo"}}]'), (1, 0.2, 0.75)),
+    (completion(calls='[{"name": "book_train", "arguments": {}}]'), (1, 0.6, 0.75)),
+    (completion(calls='[{"name": "book_train", "arguments": {"city": "Rome"}}]'), (1, 0.8, 0.75)),
+    (completion(question="Hi"), (0, 0, 0))])
+def test_generator_reward(text, parts):
+    reward = generator.reward(generator.read(text), difficulty=1.0, semantic=0.5)
+    assert tuple(reward.values()) == pytest.approx(parts)
+
+
+@pytest.mark.parametrize("text, problem", [
+    (completion(), None), ("", "unparsed"), (completion(question="Book a train to Oslo"), "question_too_short"),
+    (completion(question="Define the word train for Oslo"), "question_stock"),
+    (completion(question="What is the train that goes to Oslo?"), "question_stock"),
+    (completion(question="Please book a train to Oslo \u4e2d"), "question_cjk"),
+    (completion(question="Please book a train to Rome."), "not_grounded")])
+def test_structural_checks(text, problem):
+    draft = generator.read(text)
+    assert curriculum.structural_problem(draft, draft.task(SPEC)) == problem
+
+
+def test_specs_follow_the_stated_shares():
+    rng = random.Random(0)
+    specs = [generator.sample_spec(rng) for _ in range(20_000)]
+    share = Counter((spec.context, spec.calls) for spec in specs)
+    assert share["multi_turn", 2] == 0
+    assert share["multi_turn", 1] / 20_000 == pytest.approx(0.1, abs=0.01)
+    assert share["single_turn", 2] / 20_000 == pytest.approx(0.18, abs=0.01)
+    tools = Counter(spec.tools for spec in specs if spec.calls == 1)
+    assert sum(tools[m] for m in (5, 6, 7, 8)) / sum(tools.values()) == pytest.approx(0.6, abs=0.02)
+    assert len({spec.domain for spec in specs}) == 32
+
+
+def graded(domain, p, n):
+    return [Task(f"q{domain}{p}{k}", [], [], {"domain": domain}, p, curriculum.bucket(p))
+            for k in range(n)]
+
+
+def test_selection_has_the_buckets_and_the_order():
+    tasks = [task for domain in "ab" for p in (1.0, 0.5, 0.2) for task in graded(domain, p, 50)]
+    chosen = curriculum.select(tasks, 40, {"a": 1.0, "b": 3.0}, seed=0)
+    assert Counter(task.spec["domain"] for task in chosen) == {"a": 10, "b": 30}
+    assert Counter(task.bucket for task in chosen) == {"easy": 8, "medium": 20, "hard": 12}
+    rates = [task.pass_rate for task in chosen]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_short_buckets_and_domains_are_filled_from_others():
+    chosen = curriculum.select(graded("a", 1.0, 30) + graded("b", 0.5, 2), 20, {"a": 1, "b": 1}, 0)
+    assert Counter(task.bucket for task in chosen) == {"easy": 18, "medium": 2}
+    assert len(curriculum.select(graded("a", 1.0, 3), 20, {"a": 1, "b": 1}, 0)) == 3
+
+
+def test_a_repeat_is_dropped_though_its_digits_differ():
+    tasks = [generator.read(completion(question=f"Please book train {n} to Oslo.")).task(SPEC)
+             for n in (1, 22)]
+    assert curriculum.duplicates([tasks[0], None, tasks[1]]) == [False, False, True]
+
+
+def test_training_order_reaches_the_last_tasks():
+    plan = curriculum.spread(2000, 50, 8)
+    assert plan[0] == [0, 5, 10, 15, 20, 25, 30, 35] and plan[-1][-1] == 1995
