@@ -277,7 +277,8 @@ def heldout(size=HELDOUT_TASKS):
 
 CHAT_TEMPLATE = ("{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
                  "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
-SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+# <|endoftext|> pads: transformers adds it to whatever tokenizer a Qwen2 model has.
+SPECIAL = ["<|endoftext|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
 def vocabulary():
@@ -313,7 +314,7 @@ def build_tokenizer():
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
     core.add_tokens([AddedToken(token, normalized=False) for token in vocabulary()])
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>",
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|end|>",
                                    chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
 
 

@@ -23,10 +23,10 @@ def prompts(lm):
 
 
 def test_greedy_equals_generate(lm, prompts):
-    ours = lms.sample(lm, prompts, 1, (), 0, 60, rows=5)
+    ours = lms.sample(lm, prompts, 1, (), 0, 128, rows=5)
     for ids, (rollout,) in zip(prompts, ours):
         theirs = lm.model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)),
-                                   do_sample=False, max_new_tokens=60, eos_token_id=list(lm.eos))
+                                   do_sample=False, max_new_tokens=128, eos_token_id=list(lm.eos))
         assert theirs[0, len(ids):].tolist() == rollout.ids
     assert {rollout.finished for rollout, in ours} == {True}
 
@@ -76,11 +76,11 @@ def test_finished_rows_leave_the_batch_and_change_nothing(lm, prompts):
     sizes = []
     hook = lm.model.base_model.register_forward_hook(
         lambda module, args, out: sizes.append(out.last_hidden_state.shape[0]))
-    together = lms.sample(lm, prompts, 2, (5,), 1.0, 60, rows=24)
+    together = lms.sample(lm, prompts, 2, (5,), 1.0, 128, rows=24)
     hook.remove()
     assert sizes[0] == len(prompts), "one prefill for each distinct prompt"
     assert sizes[1] == 24 and sizes[-1] < 8
-    alone = lms.sample(lm, prompts, 2, (5,), 1.0, 60, rows=2)
+    alone = lms.sample(lm, prompts, 2, (5,), 1.0, 128, rows=2)
     same = sum(a.ids == b.ids for x, y in zip(together, alone) for a, b in zip(x, y))
     assert same >= 22        # another batch shape rounds differently: nearly all, not all
 
