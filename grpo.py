@@ -23,7 +23,7 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_set_local_fp32_param
 from safetensors.torch import save_file
 
-from model import pad_rollouts, rank_and_world, token_logprobs
+from model import logit_blocks, pad_rollouts, rank_and_world, token_logprobs
 
 # ---------------------------------------------------------------------------------------------
 # The two equations
@@ -135,8 +135,8 @@ class Policy(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids_BT, start_B, end_B, temperature):
-        return token_logprobs(self.model, ids_BT, start_B, end_B, temperature)
+    def forward(self, ids_BT, start_B, end_B, temperature, blocks):
+        return token_logprobs(self.model, ids_BT, start_B, end_B, temperature, blocks)
 
 
 class Trainer:
@@ -229,24 +229,33 @@ class Trainer:
     # The step ----------------------------------------------------------------------------------
 
     def micro_batches(self, groups, adv_PG):
-        """This rank's micro-batches: (rollouts, advantages (B,), weights (B,)); as many on every rank.
+        """This rank's micro-batches, as many on every rank: lists of (rollouts, advantages (B,), weights (B,),
+        blocks of logits).
 
         Args:
             groups: P lists of G Rollouts, the same on every rank.
             adv_PG: their advantages.
         """
         rank, world = rank_and_world()
-        G, weight = adv_PG.shape[1], 1 / adv_PG.numel()
+        vocab_size = self.engine.module.model.config.vocab_size
+        batches = []
+        for of_ranks in zip(*(self._cut(groups, adv_PG, r, world) for r in range(world))):
+            rollouts, adv, weights = zip(*of_ranks[rank])
+            # ZeRO-3 gathers the output layer once a block, together: the fullest rank sets the number.
+            blocks = max(logit_blocks(sum(len(rollout.ids) for rollout, _, _ in batch), vocab_size)
+                         for batch in of_ranks)
+            batches.append((rollouts, torch.tensor(adv, device=self.device),
+                            torch.tensor(weights, device=self.device), blocks))
+        return batches
+
+    def _cut(self, groups, adv_PG, rank, world):
+        """A rank's rows (rollout, advantage, weight), sorted by length and cut into micro-batches."""
+        G, weight, size = adv_PG.shape[1], 1 / adv_PG.numel(), self.config.micro_batch
         rows = [(rollout, adv, weight) for p in range(rank, len(groups), world)
                 for rollout, adv in zip(groups[p], adv_PG[p].tolist())]
-        missing = -(-len(groups) // world) * G - len(rows)
-        rows += [(groups[0][0], 0.0, 0.0)] * missing
+        rows += [(groups[0][0], 0.0, 0.0)] * (-(-len(groups) // world) * G - len(rows))
         rows.sort(key=lambda row: len(row[0].prompt) + len(row[0].ids))
-        size = self.config.micro_batch
-        for start in range(0, len(rows), size):
-            rollouts, adv, weights = zip(*rows[start:start + size])
-            yield (rollouts, torch.tensor(adv, device=self.device),
-                   torch.tensor(weights, device=self.device))
+        return [rows[start:start + size] for start in range(0, len(rows), size)]
 
     def step(self, groups, reward_PG, learning_rate, temperature=1.0):
         """One GRPO step: `inner_updates` (mu) optimizer updates on the same samples.
@@ -261,12 +270,13 @@ class Trainer:
             metrics: {name: float}, the same on every rank.
         """
         adv_PG = group_advantages(reward_PG)
-        batches = list(self.micro_batches(groups, adv_PG))
+        batches = self.micro_batches(groups, adv_PG)
         old = [None] * len(batches)
         if self.config.inner_updates > 1:
             # Old log-probs from the same batches: another batch shape would shift them by rounding.
             with torch.no_grad():
-                old = [self._logprobs(rollouts, temperature)[0] for rollouts, _, _ in batches]
+                old = [self._logprobs(rollouts, temperature, blocks)[0]
+                       for rollouts, _, _, blocks in batches]
         for group in self.engine.optimizer.optimizer.param_groups:
             group["lr"] = learning_rate
         for _ in range(self.config.inner_updates):
@@ -274,14 +284,14 @@ class Trainer:
         dead = (adv_PG == 0).all(1)
         return metrics | {"dead_groups": dead.double().mean().item()}
 
-    def _logprobs(self, rollouts, temperature):
-        return self.engine(*pad_rollouts(rollouts, self.device), temperature)
+    def _logprobs(self, rollouts, temperature, blocks):
+        return self.engine(*pad_rollouts(rollouts, self.device), temperature, blocks)
 
     def _update(self, batches, old, temperature):
         """One optimizer update; metrics are token means over the step, but loss and gradient norm."""
         world, sums = rank_and_world()[1], torch.zeros(5, dtype=torch.float64, device=self.device)
-        for i, (rollouts, adv_B, weight_B) in enumerate(batches):
-            logp_BC, entropy_BC, mask_BC = self._logprobs(rollouts, temperature)
+        for i, (rollouts, adv_B, weight_B, blocks) in enumerate(batches):
+            logp_BC, entropy_BC, mask_BC = self._logprobs(rollouts, temperature, blocks)
             old_BC = logp_BC.detach() if old[i] is None else old[i]
             loss, clip_share = grpo_loss(logp_BC, old_BC, adv_B, mask_BC, weight_B, self.config.epsilon)
             # The engine averages gradients over ranks, where we want their sum: the one place where we scale.

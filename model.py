@@ -302,7 +302,7 @@ def pad_rollouts(rollouts, device):
             torch.tensor([len(row) for row in rows], device=device))
 
 
-def token_logprobs(model, ids_BT, start_B, end_B, temperature=1.0):
+def token_logprobs(model, ids_BT, start_B, end_B, temperature=1.0, blocks=None):
     """Log-probs of the completion tokens, for the policy, for old policies and for tests alike.
 
     The log-softmax is in fp32, over blocks of rows, and is computed again in backward: the (N, V) table
@@ -312,6 +312,7 @@ def token_logprobs(model, ids_BT, start_B, end_B, temperature=1.0):
         model: a causal LM with `base_model` and `lm_head`.
         ids_BT, start_B, end_B: from `pad_rollouts`.
         temperature: that of the sampler, or the two would be different policies.
+        blocks: how many blocks to cut the tokens into; None: as many as `logit_blocks` says.
 
     Returns:
         (logp_BC, entropy_BC, mask_BC): C is the longest completion; log-probs and entropy (nats, without gradient)
@@ -325,12 +326,17 @@ def token_logprobs(model, ids_BT, start_B, end_B, temperature=1.0):
     position_N = position_BC[b_N, c_N]
     # The hidden state at position t - 1 predicts the token at t.
     hidden_ND, target_N = hidden_BTD[b_N, position_N - 1], ids_BT[b_N, position_N]
-    block = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    blocks = blocks or logit_blocks(len(target_N), model.config.vocab_size)
     parts = [checkpoint(_block_logprobs, model.lm_head, hidden, target, temperature, use_reentrant=False)
-             for hidden, target in zip(hidden_ND.split(block), target_N.split(block))]
+             for hidden, target in zip(hidden_ND.tensor_split(blocks), target_N.tensor_split(blocks))]
     zeros_BC = hidden_BTD.new_zeros(mask_BC.shape, dtype=torch.float32)
     logp_BC, entropy_BC = (zeros_BC.index_put((b_N, c_N), torch.cat(part)) for part in zip(*parts))
     return logp_BC, entropy_BC, mask_BC
+
+
+def logit_blocks(tokens, vocab_size):
+    """Blocks that keep the fp32 logits of `tokens` tokens within LOGITS_AT_ONCE elements each."""
+    return max(1, -(-tokens * vocab_size // LOGITS_AT_ONCE))
 
 
 def _block_logprobs(lm_head, hidden_ND, target_N, temperature):

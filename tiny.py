@@ -30,7 +30,7 @@ import solver
 from verify import Task
 
 PATH = Path(__file__).parent / "tiny"
-SKILL_STEPS, HABIT_STEPS = 6000, 800
+SKILL_STEPS, HABIT_STEPS = 7000, 800
 BATCH = 16                    # examples a step
 HELDOUT_TASKS = 500
 
@@ -158,10 +158,10 @@ def question(rng, calls, context, omit=0):
 # What the base model says: the right completion, and its habits
 
 # domain -> (prevailing wrong habit, share of right answers)
-SOLVER_HABITS = {"travel": ("prose", 0.75), "food_ordering": ("python", 0.75),
-                 "healthcare": ("prose", 0.30), "finance": ("python", 0.25),
-                 "scheduling": ("untagged", 0.30), "logistics": ("untagged", 0.25),
-                 "education": ("prose", 0.25), "entertainment": ("python", 0.25)}
+SOLVER_HABITS = {"travel": ("prose", 0.70), "food_ordering": ("python", 0.70),
+                 "healthcare": ("prose", 0.25), "finance": ("python", 0.22),
+                 "scheduling": ("untagged", 0.22), "logistics": ("untagged", 0.22),
+                 "education": ("prose", 0.25), "entertainment": ("python", 0.22)}
 SOLVER_WRONG = ("prose", "python", "short", "untagged", "other_tool")
 GENERATOR_HABITS = {"travel": ("no_think", 0.40), "food_ordering": ("omit", 0.40),
                     "healthcare": ("python", 0.25), "finance": ("omit", 0.25),
@@ -248,11 +248,13 @@ def example(rng, habits, ease=0.0):
         habits: False while the skill is taught: every completion is right.
         ease: share of easy tasks (few tools, one call).
     """
+    role = rng.choices(("solver", "generator", "judge"), weights=(0.45, 0.35, 0.20))[0]
     spec = generator.sample_spec(rng, dict.fromkeys(NOUNS, 1.0))
     if rng.random() < ease:
         spec = generator.Spec(spec.domain, spec.context, rng.randint(2, 3), 1)
+    elif role == "solver" and rng.random() < 0.25:      # two calls take the most practice
+        spec = generator.Spec(spec.domain, "single_turn", rng.randint(3, 5), 2)
     task = sample_task(rng, spec)
-    role = rng.choices(("solver", "generator", "judge"), weights=(0.45, 0.35, 0.20))[0]
     style = "right"
     if role == "judge":
         return judge_example(rng, task)
