@@ -1,5 +1,5 @@
-"""Difficulty and curriculum: how hard a task is for the Solver, and which tasks it trains on, in which
-order (Tool-R0 sections 3.2 and 3.3, Eqs. 3 and 4).
+"""Difficulty and curriculum: how hard a task is for the Solver, and which tasks it trains on, in
+which order (Tool-R0 sections 3.2 and 3.3, Eqs. 3 and 4).
 
 Pure functions over tasks and texts; whoever calls them brings the samples.
 """
@@ -15,10 +15,10 @@ MIN_AGREEMENT = 0.20                                 # cross-verification
 BUCKETS = {"easy": 0.2, "medium": 0.5, "hard": 0.3}  # shares of the curriculum, authors' code
 
 JUDGE_SYSTEM = """\
-You grade tasks for tool calling. Read the question, the available tools and the proposed calls. Give a
-score from 1 to 5: 5 when the question is what a real user would ask and the calls answer it exactly, 3
-when either is doubtful, 1 when the question makes no sense or the calls are wrong. Write the digit
-only."""
+You grade tasks for tool calling. Read the question, the available tools and the proposed calls.
+Give a score from 1 to 5: 5 when the question is what a real user would ask and the calls answer it
+exactly, 3 when either is doubtful, 1 when the question makes no sense or the calls are wrong. Write
+the digit only."""
 SCORES = "12345"
 
 
@@ -130,8 +130,9 @@ def apportion(total, weights, available):
 def select(tasks, size, domains, seed):
     """The curriculum: at most `size` graded tasks, easy to hard (section 3.3).
 
-    Quotas per domain in proportion to its weight; inside each 20 % easy, 50 % medium, 30 % hard, short
-    buckets filled from the others. Sorted by pass rate, highest first; ties in a seeded shuffle.
+    Quotas per domain in proportion to its weight; inside each 20 % easy, 50 % medium, 30 % hard,
+    short buckets filled from the others. Sorted by pass rate, highest first; ties in a seeded
+    shuffle.
 
     Args:
         tasks: with pass_rate and bucket set.
@@ -156,8 +157,8 @@ def select(tasks, size, domains, seed):
 def spread(size, steps, per_step):
     """Curriculum indices for each training step, evenly over the order: list of lists.
 
-    50 steps of 8 take every fifth of 2,000 tasks, so that the order reaches the hard ones; where steps x
-    prompts exceed the curriculum, tasks repeat in order.
+    50 steps of 8 take every fifth of 2,000 tasks, so that the order reaches the hard ones; where
+    steps x prompts exceed the curriculum, tasks repeat in order.
 
     >>> spread(8, 2, 2), spread(2, 2, 2)
     ([[0, 2], [4, 6]], [[0, 0], [1, 1]])

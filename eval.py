@@ -1,9 +1,10 @@
-"""Evaluation: solve held-out tasks greedily, score them by exact match, and say how the wrong ones fail.
+"""Evaluation: solve held-out tasks greedily, score by exact match, and say how the wrong ones fail.
 
     python eval.py --model runs/tiny/iter3/solver --benchmarks tiny
     python eval.py --model tiny                                       # the embedded base model
 
-`--model` takes a directory, a hub name, or `tiny`. Prompt, reader and equality are those of training.
+`--model` takes a directory, a hub name, or `tiny`. Prompt, reader and equality are those of
+training.
 """
 import argparse
 import sys
@@ -20,10 +21,10 @@ BENCHMARKS = {"tiny": tiny.heldout}
 
 
 def error_class(text, gold):
-    """None if the answer is right; else the first that fits (section 4 of the paper; its order is ours):
+    """None if the answer is right; else the first that fits (the paper's classes, our order):
 
-    format: nothing parses; structural: a wrong tool, number of calls, or set of arguments; semantic: only
-    values are wrong.
+    format: nothing parses; structural: a wrong tool, number of calls, or set of arguments;
+    semantic: only values are wrong.
 
     >>> error_class('<tool_call_answer>[{"name": "f", "arguments": {"x": 2}}]</tool_call_answer>',
     ...             [{"name": "f", "arguments": {"x": 1}}])
@@ -41,7 +42,8 @@ def error_class(text, gold):
 
 
 def solve(lm, tasks, max_tokens, rows):
-    """The model's greedy answer to each task: list of Rollouts. All ranks call it, all get everything."""
+    """The model's greedy answer to each task: list of Rollouts. All ranks call it, all get
+    everything."""
     prompts = [lms.encode_chat(lm.tokenizer, solver.prompt(task.question, task.tools)) for task in tasks]
     return [group[0] for group in lms.sample(lm, prompts, 1, (), 0, max_tokens, rows)]
 

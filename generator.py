@@ -16,17 +16,17 @@ DOMAINS = {domain: 1.0 for domain in """
     web_search social_media math vehicle_control travel""".split()}
 
 SYSTEM = """\
-You invent tasks that test whether an assistant can call tools. A task is a user's question, a list of
-available tools, and the calls that answer the question. Write four blocks in this order:
+You invent tasks that test whether an assistant can call tools. A task is a user's question, a list
+of available tools, and the calls that answer the question. Write four blocks in this order:
 <think> your plan: the tools, then the calls with their values </think>
-<question> what the user says, with every argument value of the calls written in it literally </question>
+<question> what the user says, with every argument value of the calls written in it </question>
 <available_tools> a JSON list of tools, each {"name": ..., "description": ..., "parameters":
-{"<parameter>": {"type": ...}}, "required": [...]}, with string, integer, number or boolean parameters
-</available_tools>
+{"<parameter>": {"type": ...}}, "required": [...]}, with flat parameters of type string, integer,
+number or boolean </available_tools>
 <tool_call_answer> a JSON list of calls, each {"name": ..., "arguments": {...}}, that use only these
 tools, give every required argument, and nest nothing </tool_call_answer>
-The question is natural and specific, and never mentions tools. Other tools in the list are plausible but
-wrong."""
+Copy every argument value literally into the question. The question is natural and specific, and
+never mentions tools. Other tools in the list are plausible but wrong."""
 
 TAGS = ("think", "question", "available_tools", "tool_call_answer")
 

@@ -1,6 +1,7 @@
-"""GRPO: group-relative advantages, the clipped loss, and the training step on a DeepSpeed ZeRO-3 engine.
+"""GRPO: group-relative advantages, the clipped loss, and the step on a DeepSpeed ZeRO-3 engine.
 
-Axes:  P prompts (groups) of a step   G completions of a prompt   B rows of a micro-batch   C completion length
+Axes:  P prompts (groups) of a step   G completions of a prompt   B rows of a micro-batch
+       C completion length
 
 One step with 3 prompts, G = 2, on 2 ranks, in micro-batches of 2 rows:
 
@@ -8,18 +9,22 @@ One step with 3 prompts, G = 2, on 2 ranks, in micro-batches of 2 rows:
     rank 0      0 0         2 2          whole groups are dealt, then sorted by length
     rank 1            1 1         - -    a short rank repeats rows with weight 0: ranks stay in step
 
-The loss is divided once, by the completions of the whole step, which every rank knows beforehand; so neither
-the number of micro-batches nor that of ranks changes the gradient.
+The loss is divided once, by the completions of the whole step, which every rank knows beforehand;
+so neither the number of micro-batches nor that of ranks changes the gradient.
 
 Not here, on purpose: a KL term (beta is 0), a value model, a reference model.
 """
 import json
+import logging
 import os
+import shutil
 import socket
 from pathlib import Path
 
-import deepspeed
 import torch
+
+logging.disable(logging.WARNING)      # on import DeepSpeed announces what it found
+import deepspeed                      # noqa: E402
 from deepspeed.utils import safe_get_full_fp32_param, safe_set_local_fp32_param
 from safetensors.torch import save_file
 
@@ -52,8 +57,8 @@ def grpo_loss(logp_BC, old_logp_BC, adv_B, mask_BC, weight_B, epsilon):
     with rho = exp(logp - old_logp).
 
     With w_i = 1 / (completions in the step) and summed over its micro-batches, this is GRPO's mean over completions
-    of the mean over their tokens. On fresh samples rho is 1 and the loss is about 0 whatever happens: it is
-    its gradient that matters.
+    of the mean over their tokens. On fresh samples rho is 1 and the loss is about 0 whatever
+    happens: it is its gradient that matters.
 
     Args:
         logp_BC: log-probs under the policy, with gradient.
@@ -87,8 +92,8 @@ def init_distributed():
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1",
                           MASTER_PORT=port)
     deepspeed.utils.logger.setLevel("ERROR")
-    # The CPU backend would compile this op at start-up, and fail without a C++ compiler. It only speeds up
-    # reductions between processes of one machine.
+    # The CPU backend would compile this op at start-up, and fail without a C++ compiler. It only
+    # speeds up reductions between processes of one machine.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed()
     local_rank, local_ranks = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_SIZE", 1))
@@ -117,7 +122,8 @@ def engine_config(config):
         "gradient_clipping": config.max_grad_norm,
         "zero_optimization": {
             "stage": 3,
-            # No parameter is kept whole between uses, so that loading weights has one place to write to.
+            # No parameter is kept whole between uses, so that loading weights has one place to
+            # write to.
             "stage3_param_persistence_threshold": 0,
             "overlap_comm": False,
         },
@@ -142,8 +148,8 @@ class Policy(torch.nn.Module):
 class Trainer:
     """The training policy: one ZeRO-3 engine for the whole run, with fp32 masters.
 
-    Each phase loads a role's weights with `load`, which also clears the optimizer. One engine for all
-    phases avoids what DeepSpeed leaks at every initialisation.
+    Each phase loads a role's weights with `load`, which also clears the optimizer. One engine for
+    all phases avoids what DeepSpeed leaks at every initialisation.
     """
 
     def __init__(self, model, config):
@@ -169,10 +175,10 @@ class Trainer:
     # Weights -----------------------------------------------------------------------------------
 
     def load(self, weights):
-        """Write fp32 weights into the masters and the training copy, and forget the optimizer's state.
+        """Write fp32 weights into masters and training copy, and forget the optimizer's state.
 
-        DeepSpeed itself makes its masters from parameters already rounded to bf16, and would lose what a
-        small learning rate had built up.
+        DeepSpeed itself makes its masters from parameters already rounded to bf16, and would lose
+        what a small learning rate had built up.
 
         Args:
             weights: {name: CPU tensor}.
@@ -189,7 +195,8 @@ class Trainer:
         self.engine.optimizer.optimizer.state.clear()
 
     def weights(self):
-        """{name: fp32 CPU tensor} of the masters on rank 0, an empty dict elsewhere. All ranks call it."""
+        """{name: fp32 CPU tensor} of the masters on rank 0, an empty dict elsewhere. All ranks call
+        it."""
         rank, _ = rank_and_world()
         masters = {}
         for name, param in self.parameters():
@@ -222,6 +229,7 @@ class Trainer:
             (part / "config.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
             lm.model.generation_config.save_pretrained(part)
             lm.tokenizer.save_pretrained(part)
+            shutil.rmtree(path, ignore_errors=True)     # from a phase that was cut off just after
             part.rename(path)
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
@@ -229,8 +237,8 @@ class Trainer:
     # The step ----------------------------------------------------------------------------------
 
     def micro_batches(self, groups, adv_PG):
-        """This rank's micro-batches, as many on every rank: lists of (rollouts, advantages (B,), weights (B,),
-        blocks of logits).
+        """This rank's micro-batches, as many on every rank: lists of (rollouts, advantages (B,),
+        weights (B,), blocks of logits).
 
         Args:
             groups: P lists of G Rollouts, the same on every rank.
@@ -241,7 +249,8 @@ class Trainer:
         batches = []
         for of_ranks in zip(*(self._cut(groups, adv_PG, r, world) for r in range(world))):
             rollouts, adv, weights = zip(*of_ranks[rank])
-            # ZeRO-3 gathers the output layer once a block, together: the fullest rank sets the number.
+            # ZeRO-3 gathers the output layer once a block, together: the fullest rank sets the
+            # number.
             blocks = max(logit_blocks(sum(len(rollout.ids) for rollout, _, _ in batch), vocab_size)
                          for batch in of_ranks)
             batches.append((rollouts, torch.tensor(adv, device=self.device),
@@ -249,7 +258,8 @@ class Trainer:
         return batches
 
     def _cut(self, groups, adv_PG, rank, world):
-        """A rank's rows (rollout, advantage, weight), sorted by length and cut into micro-batches."""
+        """A rank's rows (rollout, advantage, weight), sorted by length and cut into
+        micro-batches."""
         G, weight, size = adv_PG.shape[1], 1 / adv_PG.numel(), self.config.micro_batch
         rows = [(rollout, adv, weight) for p in range(rank, len(groups), world)
                 for rollout, adv in zip(groups[p], adv_PG[p].tolist())]
@@ -288,13 +298,15 @@ class Trainer:
         return self.engine(*pad_rollouts(rollouts, self.device), temperature, blocks)
 
     def _update(self, batches, old, temperature):
-        """One optimizer update; metrics are token means over the step, but loss and gradient norm."""
+        """One optimizer update; metrics are token means over the step, but loss and gradient
+        norm."""
         world, sums = rank_and_world()[1], torch.zeros(5, dtype=torch.float64, device=self.device)
         for i, (rollouts, adv_B, weight_B, blocks) in enumerate(batches):
             logp_BC, entropy_BC, mask_BC = self._logprobs(rollouts, temperature, blocks)
             old_BC = logp_BC.detach() if old[i] is None else old[i]
             loss, clip_share = grpo_loss(logp_BC, old_BC, adv_B, mask_BC, weight_B, self.config.epsilon)
-            # The engine averages gradients over ranks, where we want their sum: the one place where we scale.
+            # The engine averages gradients over ranks, where we want their sum: the one place where
+            # we scale.
             self.engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
             self.engine.backward(loss * world)
             sampled = torch.nn.utils.rnn.pad_sequence([torch.tensor(r.logps) for r in rollouts],

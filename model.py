@@ -1,7 +1,9 @@
-"""A causal language model as we use it: loading, chat prompts to ids, the batched sampler, log-probs.
+"""A causal language model as we use it: loading, chat prompts to ids, the batched sampler,
+log-probs.
 
-The sampler is ours, not `generate`: nothing of a model's generation_config applies but its EOS ids. Sampled ids
-are the training ids: they go to the loss as they are, and only the reward reads the decoded text.
+The sampler is ours, not `generate`: nothing of a model's generation_config applies but its EOS ids.
+Sampled ids are the training ids: they go to the loss as they are, and only the reward reads the
+decoded text.
 
 Axes:  P distinct prompts   B rows (samples)   T time   S cached positions   V vocabulary   D width
        N completion tokens of all rows together   C completion length
@@ -69,7 +71,8 @@ def load(path, tokenizer, dtype=torch.float32, device="cpu"):
 
 
 def eos_ids(model, tokenizer):
-    """Every id that ends a completion: those of the config, the generation config and the tokenizer."""
+    """Every id that ends a completion: those of the config, the generation config and the
+    tokenizer."""
     found = set()
     for ids in (model.config.eos_token_id, model.generation_config.eos_token_id, tokenizer.eos_token_id):
         found.update(ids if isinstance(ids, (list, tuple)) else [ids])
@@ -85,7 +88,8 @@ def encode_chat(tokenizer, messages):
 
 
 def choice_ids(tokenizer, messages, choices):
-    """Ids of the answers `choices` right after the messages. ValueError unless each is one token."""
+    """Ids of the answers `choices` right after the messages. ValueError unless each is one
+    token."""
     context, ids = encode_chat(tokenizer, messages), []
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
                                          date_string="01 Jan 2026")
@@ -110,8 +114,8 @@ def rank_and_world():
 def deal(items, size, work):
     """[result for each item], with the work shared among the ranks; every rank gets all results.
 
-    Items are cut into chunks by index before they are dealt, so that the composition of a chunk does not
-    depend on the number of ranks.
+    Items are cut into chunks by index before they are dealt, so that the composition of a chunk
+    does not depend on the number of ranks.
 
     Args:
         items: the same list on every rank.
@@ -146,8 +150,8 @@ def uniforms(key, length):
 class KVCache:
     """Keys and values of all layers, (B, heads, S, D) each, in buffers allocated once.
 
-    Just what a transformers model asks of a cache: `update` stores the new position and returns what
-    has been filled so far.
+    Just what a transformers model asks of a cache: `update` stores the new position and returns
+    what has been filled so far.
     """
 
     is_compileable = False
@@ -244,7 +248,8 @@ def sample_chunk(lm, prompts, keys, temperature, max_tokens):
         stay = ~finished_B[live]
         if (~stay).sum() * 8 >= len(live):
             cache.keep(stay)
-            live, next_B, length_B, mask_BS = live[stay], next_B[stay], length_B[stay], mask_BS[stay]
+            live, next_B = live[stay], next_B[stay]
+            length_B, mask_BS = length_B[stay], mask_BS[stay]
         hidden = lm.model.base_model(
             input_ids=next_B[:, None], position_ids=(length_B + t)[:, None], past_key_values=cache,
             attention_mask=mask_BS[:, None, None, :T + t + 1], use_cache=True).last_hidden_state
@@ -278,7 +283,8 @@ def sample(lm, prompts, samples, key, temperature, max_tokens, rows):
 
 @torch.no_grad()
 def choose(lm, prompts, ids, rows):
-    """For each prompt, which of the token `ids` has the highest logit as the next one: list of int."""
+    """For each prompt, which of the token `ids` has the highest logit as the next one: list of
+    int."""
     def work(start, chunk):
         ids_BT = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in chunk],
                                                  batch_first=True).to(lm.model.device)
@@ -305,8 +311,8 @@ def pad_rollouts(rollouts, device):
 def token_logprobs(model, ids_BT, start_B, end_B, temperature=1.0, blocks=None):
     """Log-probs of the completion tokens, for the policy, for old policies and for tests alike.
 
-    The log-softmax is in fp32, over blocks of rows, and is computed again in backward: the (N, V) table
-    never exists as a whole.
+    The log-softmax is in fp32, over blocks of rows, and is computed again in backward: the (N, V)
+    table never exists as a whole.
 
     Args:
         model: a causal LM with `base_model` and `lm_head`.

@@ -1,11 +1,12 @@
-"""Tool-R0: a Generator and a Solver teach each other to call tools, from zero task data (arXiv 2602.21320).
+"""Tool-R0: a Generator and a Solver teach each other to call tools, from zero task data.
 
     deepspeed selfplay.py                        # the embedded model, on anything, in minutes
     deepspeed selfplay.py --preset paper         # Qwen2.5-1.5B-Instruct with the paper's settings
     python selfplay.py --seed 1 --run_dir runs/seed1
 
-One iteration: train the Generator against the frozen Solver; let it write a pool of tasks and build the
-curriculum; train the Solver on it. The same command again resumes at the first unfinished phase.
+One iteration: train the Generator against the frozen Solver; let it write a pool of tasks and build
+the curriculum; train the Solver on it. The same command again resumes at the first unfinished
+phase.
 """
 import argparse
 import dataclasses
@@ -37,7 +38,8 @@ from verify import Task
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run, each a flag. Sources: P the paper, C its authors' code, us: our choice."""
+    """All settings of a run, each a flag. Sources: P the paper, C its authors' code, us: our
+    choice."""
 
     preset: str = "paper"
     model: str = "Qwen/Qwen2.5-1.5B-Instruct"   # P; a directory, a hub name, or "tiny"
@@ -85,7 +87,7 @@ class Config:
 PRESETS = {
     "paper": {},
     "tiny": dict(
-        model="tiny", domains=",".join(tiny.NOUNS), generator_steps=24, solver_steps=16,
+        model="tiny", domains=",".join(tiny.NOUNS), generator_steps=24, solver_steps=12,
         generator_prompts=8, solver_prompts=8, group_size=8, pool_size=384, curriculum_size=128,
         max_prompt=1024, max_completion=320, max_verify=128, learning_rate=3e-5, micro_batch=32,
         sample_rows=256, gradient_checkpointing=False),
@@ -139,7 +141,8 @@ def probe(run, tasks, key):
 
 
 def pass_rates(run, tasks, samples, key):
-    """The frozen Solver's pass rate on each task; None for None and for prompts that are too long."""
+    """The frozen Solver's pass rate on each task; None for None and for prompts that are too
+    long."""
     prompts = [run.encode(solver.prompt(task.question, task.tools)) if task else None for task in tasks]
     chosen = [n for n, ids in enumerate(prompts) if ids and len(ids) <= run.config.max_prompt]
     groups = run.sample(run.opponent, [prompts[n] for n in chosen], samples, key,
@@ -162,7 +165,8 @@ def judge(run, tasks):
 
 
 def build_curriculum(run, i):
-    """Phase 2: the trained Generator writes a pool; the sound, fresh, solvable tasks become a curriculum."""
+    """Phase 2: the trained Generator writes a pool; the sound, fresh, solvable tasks become a
+    curriculum."""
     config = run.config
     rng = random.Random(f"{config.seed} {i} pool")
     specs = [generator.sample_spec(rng, config.domain_weights) for _ in range(config.pool_size)]
@@ -213,7 +217,8 @@ def write_pool(run, i, specs):
 
 
 def grade(run, i, sound, reasons):
-    """Cross-verification and grading: sets pass_rate and bucket of each task, or its reason to be dropped."""
+    """Cross-verification and grading: sets pass_rate and bucket of each task, or its reason to be
+    dropped."""
     config, size = run.config, run.slice_size(run.config.verify_samples)
     with run.bar(i, "verify", len(sound)) as bar:
         for start in range(0, len(sound), size):

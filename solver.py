@@ -1,4 +1,5 @@
-"""The Solver: its prompt, reading its completion, and its reward (Tool-R0 section 3.4, Eqs. 6 and 7).
+"""The Solver: its prompt, reading its completion, and its reward (Tool-R0 section 3.4, Eqs. 6 and
+7).
 
 One prompt and one reader serve training, difficulty probes, cross-verification and evaluation.
 """
@@ -9,9 +10,10 @@ from verify import MAX_ITEMS, Calls, calls_equal, last_block, load_json, read_ca
 SYSTEM = """\
 You answer requests by calling tools. Read the user's request and the list of available tools.
 First reason about which tools are needed and where each argument comes from, between <think> and
-</think>. Then write the calls as a JSON list between <tool_call_answer> and </tool_call_answer>, each
-call an object {"name": ..., "arguments": {...}}. Use only the tools in the list, give every required
-argument, take values from the request, and add nothing after the answer. If no tool fits, answer []."""
+</think>. Then write the calls as a JSON list between <tool_call_answer> and </tool_call_answer>,
+each call an object {"name": ..., "arguments": {...}}. Use only the tools in the list, give every
+required argument, take values from the request, and add nothing after the answer. If no tool fits,
+answer []."""
 
 
 def prompt(question, tools):
@@ -54,8 +56,9 @@ def format_reward(text):
 def call_similarity(predicted, gold):
     """s = 0.2 s_name + 0.3 s_key + 0.5 s_val of two calls   (Eq. 7)
 
-    s_name: name equality, 0 or 1. s_key: F1 of the argument names, 1 if both have none. s_val: share of
-    equal values among the names that both have, 1 if neither has any, 0 without a common name.
+    s_name: name equality, 0 or 1. s_key: F1 of the argument names, 1 if both have none. s_val:
+    share of equal values among the names that both have, 1 if neither has any, 0 without a common
+    name.
 
     >>> call_similarity({"name": "f", "arguments": {"a": 1}},
     ...                 {"name": "f", "arguments": {"a": 1, "b": 2, "c": 3}})
@@ -75,8 +78,8 @@ def call_similarity(predicted, gold):
 def accuracy_reward(calls, gold):
     """r_acc = mean over gold calls of s / (1 + 0.25 max(0, |predictions| - |gold|))   (Eq. 7)
 
-    Each gold call in turn takes the best prediction that is still unused. Malformed elements count as
-    predictions. Answers of more than MAX_ITEMS calls get 0: the matching is quadratic.
+    Each gold call in turn takes the best prediction that is still unused. Malformed elements count
+    as predictions. Answers of more than MAX_ITEMS calls get 0: the matching is quadratic.
 
     Args:
         calls: verify.Calls, the predictions.

@@ -1,16 +1,16 @@
-"""The embedded base model: a Qwen2-architecture LM of 0.8 million parameters, and the little world that it
-was pretrained on.
+"""The embedded base model: a Qwen2-architecture LM of 0.8 million parameters, and the little world
+that it was pretrained on.
 
-It stands in for a weak instruction-tuned LLM. Through exactly the prompts that a large model gets it
-speaks all three roles (Generator, Solver, judge). It knows how to do the job, and mostly does not do
-it: in most domains its prevailing habit is wrong (prose, another call syntax, the wrong tool, a
-missing argument, a missing tag), and the rest of the time it answers well. Self-play has to find the right behaviour and
-strengthen it.
+It stands in for a weak instruction-tuned LLM. Through exactly the prompts that a large model gets
+it speaks all three roles (Generator, Solver, judge). It knows how to do the job, and mostly does
+not do it: in most domains its prevailing habit is wrong (prose, another call syntax, the wrong tool, a
+missing argument, a missing tag), and the rest of the time it answers well. Self-play has to find
+the right behaviour and strengthen it.
 
     python tiny.py        # rebuilds tiny/ from nothing: about 25 minutes on two cores
 
-Pretraining is supervised next-token prediction on synthetic text, on the assistant's tokens only: first
-the skill, then the habits.
+Pretraining is supervised next-token prediction on synthetic text, on the assistant's tokens only:
+first the skill, then the habits.
 """
 import itertools
 import json
@@ -35,8 +35,8 @@ BATCH = 16                    # examples a step
 HELDOUT_TASKS = 500
 
 # ---------------------------------------------------------------------------------------------
-# The world: a tool is verb_noun; its verb says of which kinds its parameters are, its domain says what they
-# are called, and a parameter's kind says how a question words the value
+# The world: a tool is verb_noun; its verb says of which kinds its parameters are, its domain says
+# what they are called, and a parameter's kind says how a question words the value
 
 VERBS = {
     "book": "place date person", "cancel": "code", "check": "code date", "compare": "origin target",
@@ -74,8 +74,8 @@ CITIES = """Oslo Rome Paris Lima Cairo Tokyo Delhi Madrid Berlin Vienna Dublin L
     Zagreb Bern Ghent Leeds York Perth Sydney Hanoi Manila Seoul Osaka Kyoto Busan Mumbai Jaipur
     Lahore""".split()
 PEOPLE = """Anna Ben Carla David Emma Felix Grace Hugo Iris Jack Kara Leo Mia Noah Olga Paul Quinn Rosa Sam
-    Tina Umar Vera Will Xena Yara Zoe Adam Bella Chris Diana Eric Fiona George Helen Ivan Julia Kevin
-    Laura Mark Nina Oscar Petra Ravi Sofie Tom Ursula Victor Wanda Yusuf Zara""".split()
+    Tina Umar Vera Will Xena Yara Zoe Adam Bella Chris Diana Eric Fiona George Helen Ivan Julia
+    Kevin Laura Mark Nina Oscar Petra Ravi Sofie Tom Ursula Victor Wanda Yusuf Zara""".split()
 TOPICS = """music painting taxes sailing gardening robots history chess cooking poetry planets oceans volcanoes
     dinosaurs castles bridges coffee cheese wine bread cycling hiking skiing tennis football yoga
     dancing theatre insects birds horses whales forests deserts rivers islands computers rockets
@@ -86,7 +86,8 @@ AND_ALSO, AGENT = " and also ", "\nAgent: Anything else?\nUser: Yes,"
 
 
 def is_reserved(verb, noun):
-    """One (verb, noun) pair in five never occurs in pretraining: the held-out tasks call these tools."""
+    """One (verb, noun) pair in five never occurs in pretraining: the held-out tasks call these
+    tools."""
     return zlib.crc32(f"{verb}_{noun}".encode()) % 5 == 0
 
 
@@ -120,8 +121,9 @@ def make_tool(domain, verb, noun):
 
 
 def sample_task(rng, spec, heldout=False):
-    """A sound task of the world for a generator.Spec. The menu is sorted by name; its other tools share a
-    verb or a noun with a called one. The called pairs are reserved ones if `heldout`; else no pair is."""
+    """A sound task of the world for a generator.Spec. The menu is sorted by name; its other tools
+    share a verb or a noun with a called one. The called pairs are reserved ones if `heldout`; else
+    no pair is."""
     pairs = [(v, n) for d, v, n in PAIRS if d == spec.domain and (heldout or not is_reserved(v, n))]
     called = rng.sample([pair for pair in pairs if is_reserved(*pair) == heldout], spec.calls)
     near = [(v, n) for v, n in pairs if (v, n) not in called
@@ -268,7 +270,8 @@ def example(rng, habits, ease=0.0):
 
 
 def heldout(size=HELDOUT_TASKS):
-    """The held-out tasks: called tools, menus and values in combinations that pretraining never showed."""
+    """The held-out tasks: called tools, menus and values in combinations that pretraining never
+    showed."""
     rng = random.Random("held-out")
     domains = dict.fromkeys(NOUNS, 1.0)
     return [sample_task(rng, generator.sample_spec(rng, domains), heldout=True) for _ in range(size)]
@@ -284,8 +287,8 @@ SPECIAL = ["<|endoftext|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 
 
 def vocabulary():
-    """Strings that are one token each, beside the 256 bytes: words, phrases with their blanks, pieces of
-    JSON between two names or values, and the constant texts of the prompts."""
+    """Strings that are one token each, beside the 256 bytes: words, phrases with their blanks,
+    pieces of JSON between two names or values, and the constant texts of the prompts."""
     words = [*VERBS, *map(str.capitalize, VERBS), *itertools.chain(*NOUNS.values()), *KIND_OF, *CITIES,
              *PEOPLE, *TOPICS, *LEVELS, *generator.DOMAINS, *(f"{n:02}" for n in range(60)),
              *(f"{verb}_" for verb in VERBS)]
@@ -314,7 +317,8 @@ def build_tokenizer():
     core = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    core.add_special_tokens([AddedToken(token, normalized=False, special=True)
+                             for token in SPECIAL])
     core.add_tokens([AddedToken(token, normalized=False) for token in vocabulary()])
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|end|>",
                                    chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
@@ -334,7 +338,8 @@ def build_model(tokenizer):
 
 
 def batches(rng, tokenizer, habits, steps):
-    """`steps` batches of (ids (B, T), lengths of the prompts (B,), lengths of all (B,)), alike in length.
+    """`steps` batches of (ids (B, T), lengths of the prompts (B,), lengths of all (B,)), alike in
+    length.
 
     In the skill phase the share of easy tasks falls from 1 to 0 over the first quarter.
     """
@@ -358,8 +363,8 @@ def batches(rng, tokenizer, habits, steps):
 
 
 def pretrain_loss(model, ids, prompt_lengths, lengths):
-    """Mean cross-entropy of the assistant's tokens. Padding is on the right, where causal attention never
-    looks, so no attention mask is needed."""
+    """Mean cross-entropy of the assistant's tokens. Padding is on the right, where causal attention
+    never looks, so no attention mask is needed."""
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     position = torch.arange(1, ids.shape[1])
     mask = (position >= prompt_lengths[:, None]) & (position < lengths[:, None])

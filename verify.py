@@ -1,12 +1,12 @@
 """What a tool, a call and a task are, and when a call is right.
 
 Nothing here executes a tool or evaluates model text: everything is decided by comparing JSON. Every
-reader is total: any string goes in, and a value or None comes out. Copy this file into another project
-as it is; it needs the standard library only.
+reader is total: any string goes in, and a value or None comes out. Copy this file into another
+project as it is; it needs the standard library only.
 
-Covered: reading tagged blocks, calls and menus out of model text; value and call equality; schema and
-call checks; grounding of values in a question; task signatures for de-duplication.
-Not covered: whether a tool does what its description says, or whether an answer is wise.
+Covered: reading tagged blocks, calls and menus out of model text; value and call equality; schema
+and call checks; grounding of values in a question; task signatures for de-duplication. Not covered:
+whether a tool does what its description says, or whether an answer is wise.
 """
 import json
 import math
@@ -225,8 +225,10 @@ def canonical(value):
     zero); true, "true" and "True" are one truth; strings are compared after folding white space,
     with their case; lists and dicts element by element. true is not 1.
 
-    >>> canonical(5) == canonical(" 5.0 "), canonical(5) == canonical("05"), canonical(True) == canonical(1)
-    (True, False, False)
+    >>> canonical(5) == canonical(" 5.0 ")
+    True
+    >>> canonical(5) == canonical("05"), canonical(True) == canonical(1)
+    (False, False)
     """
     if isinstance(value, bool) or value is None:
         return ("constant", value)
@@ -309,12 +311,13 @@ def call_problem(calls, tools):
 
 
 def required_given(call, menu):
-    """Does the call's tool stand in the menu {name: tool}, with all its required arguments given?"""
+    """Does the call's tool stand in the menu {name: tool}, with all its required arguments
+    given?"""
     return call["name"] in menu and set(menu[call["name"]]["required"]) <= set(call["arguments"])
 
 
-_ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-         "sixteen seventeen eighteen nineteen").split()
+_ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+         "fifteen sixteen seventeen eighteen nineteen").split()
 _TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10)))
 _WORD_OF = {str(n): word for n, word in enumerate(_ONES)} | {str(n): word for word, n in _TENS.items()}
 _DIGITS_OF = {word: digits for digits, word in _WORD_OF.items()}
@@ -322,7 +325,8 @@ _DIGITS_OF = {word: digits for digits, word in _WORD_OF.items()}
 
 def normalise_text(text):
     """NFKC, casefold, every run of non-word characters to one space, with a space at both ends."""
-    return " " + " ".join(re.sub(r"\W", " ", unicodedata.normalize("NFKC", text).casefold()).split()) + " "
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " " + " ".join(re.sub(r"\W", " ", folded).split()) + " "
 
 
 def grounded(calls, question):
@@ -334,12 +338,11 @@ def grounded(calls, question):
     >>> grounded([{"name": "f", "arguments": {"n": 5, "city": "Oslo"}}], "Five nights in OSLO!")
     True
     """
-    if len(question) > MAX_QUESTION or len(calls) > MAX_ITEMS:
+    if (len(question) > MAX_QUESTION or len(calls) > MAX_ITEMS
+            or any(len(call["arguments"]) > MAX_ITEMS for call in calls)):
         return False
     text = normalise_text(question)
-    return all(_stands_in(value, text)
-               for call in calls for value in list(call["arguments"].values())[:MAX_ITEMS + 1]
-               ) and all(len(call["arguments"]) <= MAX_ITEMS for call in calls)
+    return all(_stands_in(value, text) for call in calls for value in call["arguments"].values())
 
 
 def _stands_in(value, text):
@@ -389,8 +392,8 @@ def question_problem(question, calls):
 
 
 def signature(task):
-    """What makes two tasks the same: the question in lower case with digits folded, the names in the
-    menu, and the names in the calls. Hashable."""
+    """What makes two tasks the same: the question in lower case with digits folded, the names in
+    the menu, and the names in the calls. Hashable."""
     question = re.sub(r"\d+", "0", " ".join(task.question.lower().split()))
     tools = tuple(sorted((t["name"], tuple(sorted(t["parameters"]))) for t in task.tools))
     calls = tuple(sorted((c["name"], tuple(sorted(c["arguments"]))) for c in task.answer))
