@@ -30,6 +30,8 @@ from safetensors.torch import save_file
 
 from model import logit_blocks, pad_rollouts, rank_and_world, token_logprobs
 
+logging.disable(logging.NOTSET)
+
 # ---------------------------------------------------------------------------------------------
 # The two equations
 

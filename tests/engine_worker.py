@@ -13,30 +13,36 @@ import model as lms
 import solver
 import tiny
 
-device = grpo.init_distributed()
-tokenizer = lms.load_tokenizer(tiny.PATH)
-lm = lms.load(tiny.PATH, tokenizer)
-lms.LOGITS_AT_ONCE = 100 * 698      # so that ranks differ in what they would cut
-prompts = [lms.encode_chat(tokenizer, solver.prompt(task.question, task.tools))
-           for task in tiny.heldout(3)]
-groups = lms.sample(lm, prompts, 4, (0,), 1.0, 40, rows=4)
-reward_PG = torch.tensor([[0.0, 1.0, 2.0, 0.5], [1.0, 1.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
-results = {"ids": [[rollout.ids for rollout in group] for group in groups]}
-for dtype in ("fp32", "bf16"):
-    for micro_batch in (12, 3):
-        config = SimpleNamespace(learning_rate=1e-3, dtype=dtype, max_grad_norm=1e9, epsilon=0.2,
-                                 micro_batch=micro_batch, inner_updates=1, gradient_checkpointing=False)
-        trainer = grpo.Trainer(lms.load(tiny.PATH, tokenizer).model, config)
-        before = trainer.weights()
-        metrics = trainer.step(groups, reward_PG, 1e-3)
-        gradient = {name: safe_get_full_optimizer_state(p, "exp_avg").cpu() * 10     # 1 / (1 - beta1)
-                    for name, p in trainer.parameters()}
-        copy = lms.load(tiny.PATH, tokenizer).model
-        trainer.copy_to(copy)
-        results[dtype, micro_batch] = dict(before=before, after=trainer.weights(), gradient=gradient,
-                                           metrics=metrics, copy=dict(copy.state_dict()))
-        trainer.load(dict(lms.load(tiny.PATH, tokenizer).model.named_parameters()))
-        again = trainer.step(groups, reward_PG, 1e-3)
-        results[dtype, micro_batch]["again"] = again
-if lms.rank_and_world()[0] == 0:
-    torch.save(results, sys.argv[1])
+
+def main():
+    device = grpo.init_distributed()
+    tokenizer = lms.load_tokenizer(tiny.PATH)
+    lm = lms.load(tiny.PATH, tokenizer)
+    lms.LOGITS_AT_ONCE = 100 * 698      # so that ranks differ in what they would cut
+    prompts = [lms.encode_chat(tokenizer, solver.prompt(task.question, task.tools))
+               for task in tiny.heldout(3)]
+    groups = lms.sample(lm, prompts, 4, (0,), 1.0, 40, rows=4)
+    reward_PG = torch.tensor([[0.0, 1.0, 2.0, 0.5], [1.0, 1.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
+    results = {"ids": [[rollout.ids for rollout in group] for group in groups]}
+    for dtype in ("fp32", "bf16"):
+        for micro_batch in (12, 3):
+            config = SimpleNamespace(learning_rate=1e-3, dtype=dtype, max_grad_norm=1e9, epsilon=0.2,
+                                     micro_batch=micro_batch, inner_updates=1, gradient_checkpointing=False)
+            trainer = grpo.Trainer(lms.load(tiny.PATH, tokenizer).model, config)
+            before = trainer.weights()
+            metrics = trainer.step(groups, reward_PG, 1e-3)
+            gradient = {name: safe_get_full_optimizer_state(p, "exp_avg").cpu() * 10     # 1 / (1 - beta1)
+                        for name, p in trainer.parameters()}
+            copy = lms.load(tiny.PATH, tokenizer).model
+            trainer.copy_to(copy)
+            results[dtype, micro_batch] = dict(before=before, after=trainer.weights(), gradient=gradient,
+                                               metrics=metrics, copy=dict(copy.state_dict()))
+            trainer.load(dict(lms.load(tiny.PATH, tokenizer).model.named_parameters()))
+            again = trainer.step(groups, reward_PG, 1e-3)
+            results[dtype, micro_batch]["again"] = again
+    if lms.rank_and_world()[0] == 0:
+        torch.save(results, sys.argv[1])
+
+
+if __name__ == "__main__":
+    main()

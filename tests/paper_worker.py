@@ -12,26 +12,32 @@ import selfplay
 import solver
 import tiny
 
-model, run_dir = sys.argv[1:]
-arguments = ["--preset", "paper", "--model", model, "--run_dir", run_dir, "--iterations", "1",
-             "--generator_steps", "1", "--solver_steps", "1", "--generator_prompts", "2",
-             "--solver_prompts", "2", "--pool_size", "4", "--curriculum_size", "4",
-             "--max_completion", "24", "--max_verify", "24", "--heldout_tasks", "2",
-             "--learning_rate", "1e-3"]
-selfplay.main(arguments)      # all phases; no task survives, so the Solver stays as it is
 
-config = selfplay.parse(arguments[:6] + arguments[6:])
-run = selfplay.Run(config, selfplay.lms.load_tokenizer(model), [0] * 5, torch.device("cpu"))
-before = load_file(f"{run_dir}/iter1/solver/model.safetensors")
-tasks = tiny.heldout(4)
-for task in tasks:
-    task.pass_rate = 0.5
-run.write_lines("iter1/curriculum.jsonl", map(selfplay.dataclasses.asdict, tasks))
-solver.reward = lambda text, gold: {"format": float(len(text)), "accuracy": 0.0}
-run.save = lambda role, i: None
-selfplay.train_solver(run, 1)
-after = run.trainer.weights()
-assert any(not torch.equal(after[name], before[name]) for name in before)
-copied = dict(run.actor.model.named_parameters())
-assert all(torch.equal(copied[name], weight.bfloat16()) for name, weight in after.items())
-print("moved")
+def main():
+    model, run_dir = sys.argv[1:]
+    arguments = ["--preset", "paper", "--model", model, "--run_dir", run_dir, "--iterations", "1",
+                 "--generator_steps", "1", "--solver_steps", "1", "--generator_prompts", "2",
+                 "--solver_prompts", "2", "--pool_size", "4", "--curriculum_size", "4",
+                 "--max_completion", "24", "--max_verify", "24", "--heldout_tasks", "2",
+                 "--learning_rate", "1e-3"]
+    selfplay.main(arguments)      # all phases; no task survives, so the Solver stays as it is
+
+    config = selfplay.parse(arguments[:6] + arguments[6:])
+    run = selfplay.Run(config, selfplay.lms.load_tokenizer(model), [0] * 5, torch.device("cpu"))
+    before = load_file(f"{run_dir}/iter1/solver/model.safetensors")
+    tasks = tiny.heldout(4)
+    for task in tasks:
+        task.pass_rate = 0.5
+    run.write_lines("iter1/curriculum.jsonl", map(selfplay.dataclasses.asdict, tasks))
+    solver.reward = lambda text, gold: {"format": float(len(text)), "accuracy": 0.0}
+    run.save = lambda role, i: None
+    selfplay.train_solver(run, 1)
+    after = run.trainer.weights()
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+    copied = dict(run.actor.model.named_parameters())
+    assert all(torch.equal(copied[name], weight.bfloat16()) for name, weight in after.items())
+    print("moved")
+
+
+if __name__ == "__main__":
+    main()
