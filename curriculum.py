@@ -27,7 +27,7 @@ def pass_rate(texts, gold):
     return sum(solver.is_right(text, gold) for text in texts) / len(texts)
 
 
-def band_pass(p, samples):
+def band_pass(p, samples, rectangular=False):
     """Difficulty reward of a pass rate p measured on K = `samples` Solver samples   (Eq. 4)
 
     r_diff(p) = 0                                    p < 1/K
@@ -35,10 +35,12 @@ def band_pass(p, samples):
               = 1                                    P_low <= p <= P_high
               = exp(-(p - P_high)^2 / (2 sigma^2))   p > P_high
 
+    `rectangular` (an ablation of the paper): 1 inside the band and 0 outside.
+
     >>> [round(band_pass(k / 8, 8), 4) for k in (0, 1, 2, 6, 7, 8)]
     [0.0, 0.5813, 1.0, 1.0, 0.5813, 0.1142]
     """
-    if p < 1 / samples:
+    if p < 1 / samples or (rectangular and not in_band(p)):
         return 0.0
     distance = max(P_LOW - p, p - P_HIGH, 0.0)
     return math.exp(-distance**2 / (2 * SIGMA**2))
@@ -66,12 +68,13 @@ def semantic_reward(score):
 # From the pool to the curriculum
 
 
-def structural_problem(draft, task):
+def structural_problem(draft, task, grounding=True):
     """First reason why a candidate cannot be a task, or None.
 
     Args:
         draft: generator.Draft.
         task: its verify.Task, or None where it does not parse.
+        grounding: whether values must stand in the question.
     """
     if task is None:
         return "unparsed"
@@ -79,7 +82,7 @@ def structural_problem(draft, task):
         return "gold_malformed"
     return (tool_problem(task.tools) or call_problem(task.answer, task.tools)
             or question_problem(task.question, task.answer)
-            or (None if grounded(task.answer, task.question) else "not_grounded"))
+            or ("not_grounded" if grounding and not grounded(task.answer, task.question) else None))
 
 
 def duplicates(tasks):
@@ -127,7 +130,7 @@ def apportion(total, weights, available):
     return shares
 
 
-def select(tasks, size, domains, seed):
+def select(tasks, size, domains, seed, order="easy_first"):
     """The curriculum: at most `size` graded tasks, easy to hard (section 3.3).
 
     Quotas per domain in proportion to its weight; inside each 20 % easy, 50 % medium, 30 % hard,
@@ -138,6 +141,7 @@ def select(tasks, size, domains, seed):
         tasks: with pass_rate and bucket set.
         domains: {domain: weight}.
         seed: anything random.Random takes.
+        order: "easy_first", or "shuffled" (an ablation).
     """
     rng = random.Random(seed)
     tasks = rng.sample(tasks, len(tasks))
@@ -151,7 +155,7 @@ def select(tasks, size, domains, seed):
         for name, found in cell.items():
             chosen += found[:shares[name]]
     rng.shuffle(chosen)
-    return sorted(chosen, key=lambda task: -task.pass_rate)
+    return chosen if order == "shuffled" else sorted(chosen, key=lambda task: -task.pass_rate)
 
 
 def spread(size, steps, per_step):

@@ -1,12 +1,15 @@
 """The Generator: task specifications, its prompt, reading its completion, and its reward terms
 (Tool-R0 sections 3.1 and 3.2, Eqs. 1, 2 and 5).
 
-The list of domains is the only thing about tasks that a person writes.
+The list of domains is the only thing about tasks that a person writes; who wants to teach a model
+their own APIs may also give the tools.
 """
+import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from verify import (Task, grounded, is_placeholder, last_block, read_calls, read_tools,
+from verify import (Task, canonical, grounded, is_placeholder, last_block, read_calls, read_tools,
                     required_given)
 
 DOMAINS = {domain: 1.0 for domain in """
@@ -14,6 +17,8 @@ DOMAINS = {domain: 1.0 for domain in """
     programming geolocation logistics communication iot cybersecurity insurance legal news weather sports
     entertainment education real_estate food_ordering translation utilities government memory_management
     web_search social_media math vehicle_control travel""".split()}
+
+OWN_DOMAIN = "that of the tools below"      # where the user brings the tools
 
 SYSTEM = """\
 You invent tasks that test whether an assistant can call tools. A task is a user's question, a list
@@ -33,15 +38,19 @@ TAGS = ("think", "question", "available_tools", "tool_call_answer")
 
 @dataclass(frozen=True)
 class Spec:
-    """What the Generator is asked for: domain d, context c, number of tools m and of gold calls n."""
+    """What the Generator is asked for: domain d, context c, number of tools m and of gold calls n.
+
+    Where the user brings tools, `menu` holds the m of them that the task must offer.
+    """
 
     domain: str
     context: str
     tools: int
     calls: int
+    menu: list | None = None
 
 
-def sample_spec(rng, domains=DOMAINS):
+def sample_spec(rng, domains=DOMAINS, tools=None):
     """A fresh specification (section 3.1, numbers from the authors' code).
 
     Multi-turn with 0.1, then one call; else one call with 0.8 and two with 0.2. Two calls: 3, 4 or 5
@@ -50,25 +59,31 @@ def sample_spec(rng, domains=DOMAINS):
     Args:
         rng: random.Random.
         domains: {domain: weight}.
+        tools: the user's own tools, of which m are drawn; None lets the Generator invent them.
     """
     domain = rng.choices(list(domains), weights=list(domains.values()))[0]
     context = "multi_turn" if rng.random() < 0.1 else "single_turn"
     calls = 2 if context == "single_turn" and rng.random() < 0.2 else 1
     if calls == 2:
-        tools = rng.choices((3, 4, 5), weights=(0.3, 0.4, 0.3))[0]
+        size = rng.choices((3, 4, 5), weights=(0.3, 0.4, 0.3))[0]
     else:
-        tools = rng.randint(2, 4) if rng.random() < 0.4 else rng.randint(5, 8)
-    return Spec(domain, context, tools, calls)
+        size = rng.randint(2, 4) if rng.random() < 0.4 else rng.randint(5, 8)
+    menu = None
+    if tools:
+        size = min(size, len(tools))
+        menu = sorted(rng.sample(tools, size), key=lambda tool: tool["name"])
+    return Spec(domain, context, size, calls, menu)
 
 
 def prompt(spec):
     """Chat messages that ask for one task of the given specification."""
     context = ("a short conversation between User and Agent, all inside the question"
                if spec.context == "multi_turn" else "a single message of the user")
-    return [{"role": "system", "content": SYSTEM},
-            {"role": "user", "content": f"Domain: {spec.domain}\nContext: {context}\n"
-                                        f"Number of tools: exactly {spec.tools}\n"
-                                        f"Number of calls: exactly {spec.calls}"}]
+    request = (f"Domain: {spec.domain}\nContext: {context}\nNumber of tools: exactly {spec.tools}\n"
+               f"Number of calls: exactly {spec.calls}")
+    if spec.menu is not None:
+        request += f"\nThe tools, to be copied:\n{json.dumps(spec.menu, ensure_ascii=False)}"
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": request}]
 
 
 class Draft(NamedTuple):
@@ -87,12 +102,19 @@ class Draft(NamedTuple):
         return Task(self.question, self.tools, self.calls, asdict(spec))
 
 
-def read(text):
-    """Read the four blocks of a completion."""
+def read(text, menu=None):
+    """Read the four blocks of a completion.
+
+    Args:
+        menu: where the user brings the tools, what the block of tools must hold; any other content
+            counts as not parsed.
+    """
     blocks = {tag: last_block(text, tag) for tag in TAGS}
     calls = read_calls(blocks["tool_call_answer"] or "")
-    return Draft(all(blocks.values()), blocks["question"] or "",
-                 read_tools(blocks["available_tools"] or ""),
+    tools = read_tools(blocks["available_tools"] or "")
+    if menu is not None and tools and Counter(map(canonical, tools)) != Counter(map(canonical, menu)):
+        tools = None
+    return Draft(all(blocks.values()), blocks["question"] or "", tools,
                  calls.calls if calls and calls.calls else None, calls.malformed if calls else 0)
 
 
@@ -101,35 +123,42 @@ def format_reward(draft):
     return (draft.tags + (draft.tools is not None) + (draft.calls is not None)) / 3
 
 
-def validity_reward(draft):
+def validity_reward(draft, grounding=True):
     """r_valid = 0.4 [gold tools in the menu] + 0.4 [required all given] + 0.2 [values grounded]   (Eq. 2)
 
-    Every gold call must pass; 0 unless tools and gold parse.
+    Every gold call must pass; 0 unless tools and gold parse. Without `grounding` (an ablation) the
+    last term is always paid.
     """
     if not draft.tools or not draft.calls or draft.malformed:
         return 0.0
     menu = {tool["name"]: tool for tool in draft.tools}
     known = all(call["name"] in menu for call in draft.calls)
     required = all(required_given(call, menu) for call in draft.calls)
-    return 0.4 * known + 0.4 * required + 0.2 * grounded(draft.calls, draft.question)
+    return 0.4 * known + 0.4 * required + 0.2 * (
+        not grounding or grounded(draft.calls, draft.question))
 
 
 def curriculum_reward(draft, difficulty, semantic):
-    """r_curr = 0.5 r_diff + 0.5 r_sem, 0 unless tools and gold parse   (Eq. 5)"""
-    return 0.5 * difficulty + 0.5 * semantic if draft.tools and draft.calls else 0.0
+    """r_curr = 0.5 r_diff + 0.5 r_sem, 0 unless tools and gold parse   (Eq. 5)
+
+    A term that is None (an ablation) leaves the other one alone with the whole weight.
+    """
+    terms = [term for term in (difficulty, semantic) if term is not None]
+    return sum(terms) / len(terms) if terms and draft.tools and draft.calls else 0.0
 
 
-def reward(draft, difficulty, semantic):
+def reward(draft, difficulty, semantic, grounding=True):
     """Reward parts of one completion, each in 0..1; the total is the sum (weights 1, 1, 1).
 
     A placeholder question gets 0 in all three.
 
     Args:
         draft: from `read`.
-        difficulty: r_diff, curriculum.band_pass of the Solver's pass rate.
-        semantic: r_sem, the judge's score.
+        difficulty: r_diff, curriculum.band_pass of the Solver's pass rate; None leaves it out.
+        semantic: r_sem, the judge's score; None leaves it out.
+        grounding: whether r_valid asks for grounded values.
     """
     if is_placeholder(draft.question):
         return {"format": 0.0, "validity": 0.0, "curriculum": 0.0}
-    return {"format": format_reward(draft), "validity": validity_reward(draft),
+    return {"format": format_reward(draft), "validity": validity_reward(draft, grounding),
             "curriculum": curriculum_reward(draft, difficulty, semantic)}

@@ -122,3 +122,33 @@ def test_a_repeat_is_dropped_though_its_digits_differ():
 def test_training_order_reaches_the_last_tasks():
     plan = curriculum.spread(2000, 50, 8)
     assert plan[0] == [0, 5, 10, 15, 20, 25, 30, 35] and plan[-1][-1] == 1995
+
+
+def test_the_users_menu_must_be_copied():
+    menu = generator.read(completion()).tools
+    spec = generator.sample_spec(random.Random(0), {generator.OWN_DOMAIN: 1.0}, menu)
+    assert spec.menu == menu and spec.tools == 1
+    assert "book_train" in generator.prompt(spec)[1]["content"]
+    assert generator.read(completion(), menu).tools == menu
+    other = [dict(menu[0], name="book_bus")]
+    assert generator.format_reward(generator.read(completion(), other)) == pytest.approx(2 / 3)
+
+
+def test_ablations_of_the_generators_reward():
+    draft = generator.read(completion(calls='[{"name": "book_train", "arguments": {"city": "Rome"}}]'))
+    assert generator.reward(draft, 1.0, 0.0)["validity"] == pytest.approx(0.8)
+    assert generator.reward(draft, 1.0, 0.0, grounding=False)["validity"] == pytest.approx(1.0)
+    assert [generator.curriculum_reward(draft, *terms) for terms in
+            ((1.0, 0.5), (None, 0.5), (1.0, None), (None, None))] == [0.75, 0.5, 1.0, 0.0]
+    assert [curriculum.band_pass(k / 8, 8, rectangular=True) for k in (0, 1, 2, 6, 7, 8)] == [0, 0, 1, 1, 0, 0]
+    task = draft.task(SPEC)
+    assert curriculum.structural_problem(draft, task) == "not_grounded"
+    assert curriculum.structural_problem(draft, task, grounding=False) is None
+
+
+def test_a_shuffled_curriculum_holds_the_same_tasks():
+    tasks = [task for p in (1.0, 0.5, 0.2) for task in graded("a", p, 20)]
+    ordered, shuffled = (curriculum.select(tasks, 30, {"a": 1.0}, 0, order)
+                         for order in ("easy_first", "shuffled"))
+    assert Counter(task.question for task in ordered) == Counter(task.question for task in shuffled)
+    assert [task.pass_rate for task in shuffled] != [task.pass_rate for task in ordered]
