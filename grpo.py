@@ -16,16 +16,20 @@ Not here, on purpose: a KL term (beta is 0), a value model, a reference model.
 """
 import json
 import logging
+import math
 import os
 import shutil
 import socket
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 
 logging.disable(logging.WARNING)      # on import DeepSpeed announces what it found
 import deepspeed                      # noqa: E402
-from deepspeed.utils import safe_get_full_fp32_param, safe_set_local_fp32_param
+from deepspeed.utils import (safe_get_full_fp32_param, safe_get_local_fp32_param,
+                             safe_set_local_fp32_param)
 from safetensors.torch import save_file
 
 from model import logit_blocks, pad_rollouts, rank_and_world, token_logprobs
@@ -85,8 +89,12 @@ def grpo_loss(logp_BC, old_logp_BC, adv_B, mask_BC, weight_B, epsilon):
 # Distributed set-up
 
 
-def init_distributed():
-    """Join the launcher's process group, or make one of a single process. Returns the device."""
+def init_distributed(timeout=30):
+    """Join the launcher's process group, or make one of a single process. Returns the device.
+
+    Args:
+        timeout: minutes that a rank waits for the others in a collective.
+    """
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -97,7 +105,7 @@ def init_distributed():
     # The CPU backend would compile this op at start-up, and fail without a C++ compiler. It only
     # speeds up reductions between processes of one machine.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed()
+    deepspeed.init_distributed(timeout=timedelta(minutes=timeout))
     local_rank, local_ranks = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_SIZE", 1))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
@@ -106,8 +114,8 @@ def init_distributed():
     return torch.device("cpu")
 
 
-def engine_config(config):
-    """The DeepSpeed configuration, each key with its reason.
+def our_config(config):
+    """What the step relies on, each key with its reason.
 
     Args:
         config: has learning_rate, dtype ("bf16" or "fp32") and max_grad_norm.
@@ -122,6 +130,7 @@ def engine_config(config):
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "gradient_clipping": config.max_grad_norm,
+        "zero_force_ds_cpu_optimizer": False,      # offloading would ask for a compiled Adam
         "zero_optimization": {
             "stage": 3,
             # No parameter is kept whole between uses, so that loading weights has one place to
@@ -136,6 +145,66 @@ def engine_config(config):
     }
 
 
+# Settings that ours do not name and that would change what a step computes all the same.
+REFUSED = ("train_batch_size", "fp16", "amp", "scheduler", "curriculum_learning", "data_efficiency")
+
+
+def leaves(tree, prefix=""):
+    """{dotted key: value} of nested dicts."""
+    found = {}
+    for key, value in tree.items():
+        nested = leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        found.update(nested)
+    return found
+
+
+def read_user_config(config):
+    """The user's DeepSpeed settings from the JSON file `config.deepspeed` ("": none).
+
+    ValueError names a setting that the step relies on, or that would change what it computes.
+    """
+    if not config.deepspeed:
+        return {}
+    try:
+        user = json.loads(Path(config.deepspeed).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{config.deepspeed} cannot be read as JSON: {error}") from None
+    if not isinstance(user, dict):
+        raise ValueError(f"{config.deepspeed} holds no JSON object")
+    ours = leaves(our_config(config))
+    for key, value in leaves(user).items():
+        if key in ours and ours[key] == value:
+            continue
+        if any(f"{key}.".startswith(f"{name}.") or f"{name}.".startswith(f"{key}.")
+               for name in (*ours, *REFUSED)):
+            raise ValueError(f"{config.deepspeed} sets {key}: the training step decides that")
+    return user
+
+
+def engine_config(config):
+    """The DeepSpeed configuration: the user's, with ours laid over it."""
+    return merge(read_user_config(config), our_config(config))
+
+
+def merge(under, over):
+    """Nested dicts laid over each other; `over` wins."""
+    both = {key for key, value in over.items()
+            if isinstance(value, dict) and isinstance(under.get(key), dict)}
+    return under | over | {key: merge(under[key], over[key]) for key in both}
+
+
+class NonFinite(ArithmeticError):
+    """A number of the step is NaN or infinite.
+
+    Attributes:
+        rollouts: the samples that it comes from.
+    """
+
+    def __init__(self, what, rollouts):
+        super().__init__(what)
+        self.rollouts = rollouts
+
+
 class Policy(torch.nn.Module):
     """What the engine wraps: a causal LM whose forward pass returns token log-probs."""
 
@@ -145,6 +214,17 @@ class Policy(torch.nn.Module):
 
     def forward(self, ids_BT, start_B, end_B, temperature, blocks):
         return token_logprobs(self.model, ids_BT, start_B, end_B, temperature, blocks)
+
+
+@dataclass
+class Pending:
+    """A GRPO step between gradient and update."""
+
+    batches: list          # from Trainer.micro_batches
+    old: list              # old log-probs of each, None where the fresh ones serve
+    temperature: float
+    dead: float            # share of groups whose rewards are all equal
+    sums: object = None    # from Trainer._accumulate
 
 
 class Trainer:
@@ -157,18 +237,17 @@ class Trainer:
     def __init__(self, model, config):
         """
         Args:
-            model: a causal LM (fp32); the engine takes it over.
-            config: as for `engine_config`, and micro_batch, epsilon, inner_updates.
+            model: a causal LM; the engine takes it over. Its weights come with `load`.
+            config: as for `engine_config`, and micro_batch, epsilon, inner_updates,
+                gradient_checkpointing.
         """
         self.config = config
-        weights = {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
         model.train()
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.engine = deepspeed.initialize(model=Policy(model), model_parameters=model.parameters(),
                                            config=engine_config(config))[0]
         self.device = self.engine.device
-        self.load(weights)
 
     def parameters(self):
         """(name as in the causal LM, parameter) of the engine; tied ones once."""
@@ -183,18 +262,44 @@ class Trainer:
         what a small learning rate had built up.
 
         Args:
-            weights: {name: CPU tensor}.
+            weights: (name, tensor) pairs in any order.
         """
         rank, world = rank_and_world()
-        for name, param in self.parameters():
-            flat = weights[name].detach().float().flatten()
+        params = dict(self.parameters())
+        for name, weight in weights:
+            param = params.pop(name)
+            flat = weight.detach().float().flatten()
             size = -(-flat.numel() // world)
             # Shards have equal length; the last one is padded.
-            shard = torch.nn.functional.pad(flat, (0, size * world - flat.numel()))
-            shard = shard[rank * size:(rank + 1) * size].to(self.device)
+            shard = flat[rank * size:(rank + 1) * size].to(self.device)
+            shard = torch.nn.functional.pad(shard, (0, size - shard.numel()))
             safe_set_local_fp32_param(param, shard)
             param.ds_tensor.data.copy_(shard)
+        if params:
+            raise ValueError(f"the checkpoint lacks the weights {', '.join(list(params)[:3])}")
         self.engine.optimizer.optimizer.state.clear()
+
+    def state(self):
+        """This rank's part of masters and optimizer, {name: CPU tensor}: all that `restore` needs
+        to go on as if nothing had happened."""
+        tensors = {}
+        for n, flat in enumerate(self.engine.optimizer.fp32_partitioned_groups_flat):
+            tensors[f"{n}.master"] = flat.detach().cpu().clone()
+            for name, value in self.engine.optimizer.optimizer.state[flat].items():
+                tensors[f"{n}.{name}"] = torch.as_tensor(value).cpu().clone()
+        return tensors
+
+    def restore(self, tensors):
+        """Put back what `state` gave on the same rank of as many ranks."""
+        optimizer = self.engine.optimizer
+        for n, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+            flat.data.copy_(tensors[f"{n}.master"])
+            optimizer.optimizer.state[flat] = {
+                "step": tensors[f"{n}.step"],
+                "exp_avg": tensors[f"{n}.exp_avg"].to(flat.device),
+                "exp_avg_sq": tensors[f"{n}.exp_avg_sq"].to(flat.device)}
+        for _, param in self.parameters():
+            param.ds_tensor.data.copy_(safe_get_local_fp32_param(param))
 
     def weights(self):
         """{name: fp32 CPU tensor} of the masters on rank 0, an empty dict elsewhere. All ranks call
@@ -269,17 +374,16 @@ class Trainer:
         rows.sort(key=lambda row: len(row[0].prompt) + len(row[0].ids))
         return [rows[start:start + size] for start in range(0, len(rows), size)]
 
-    def step(self, groups, reward_PG, learning_rate, temperature=1.0):
-        """One GRPO step: `inner_updates` (mu) optimizer updates on the same samples.
+    def backward(self, groups, reward_PG, temperature=1.0):
+        """The first half of a GRPO step: everything up to the gradient. No weight changes.
 
         Args:
             groups: P lists of G Rollouts, the same on every rank.
             reward_PG: total rewards (P, G).
-            learning_rate: of this step.
             temperature: that the samples were drawn at.
 
         Returns:
-            metrics: {name: float}, the same on every rank.
+            what `update` takes.
         """
         adv_PG = group_advantages(reward_PG)
         batches = self.micro_batches(groups, adv_PG)
@@ -289,27 +393,52 @@ class Trainer:
             with torch.no_grad():
                 old = [self._logprobs(rollouts, temperature, blocks)[0]
                        for rollouts, _, _, blocks in batches]
+        pending = Pending(batches, old, temperature, (adv_PG == 0).all(1).double().mean().item())
+        pending.sums = self._accumulate(pending)
+        return pending
+
+    def update(self, pending, learning_rate):
+        """The second half: `inner_updates` (mu) optimizer updates on the same samples.
+
+        Args:
+            pending: from `backward`.
+            learning_rate: of this step.
+
+        Returns:
+            metrics: {name: float}, the same on every rank; token means over the step, but loss and
+            gradient norm.
+        """
         for group in self.engine.optimizer.optimizer.param_groups:
             group["lr"] = learning_rate
-        for _ in range(self.config.inner_updates):
-            metrics = self._update(batches, old, temperature)
-        dead = (adv_PG == 0).all(1)
-        return metrics | {"dead_groups": dead.double().mean().item()}
+        for n in range(self.config.inner_updates):
+            sums = pending.sums if n == 0 else self._accumulate(pending)
+            self.engine.step()
+            norm = float(self.engine.get_global_grad_norm())
+            if not math.isfinite(norm):        # then DeepSpeed has left the weights as they were
+                raise NonFinite("the gradient", [r for batch in pending.batches for r in batch[0]])
+        if rank_and_world()[1] > 1:
+            torch.distributed.all_reduce(sums)
+        loss, clipped, gap, entropy, tokens = sums.tolist()
+        return {"loss": loss, "grad_norm": norm, "clip_share": clipped / tokens,
+                "sampler_gap": gap / tokens, "entropy": entropy / tokens, "tokens": int(tokens),
+                "dead_groups": pending.dead}
 
     def _logprobs(self, rollouts, temperature, blocks):
         return self.engine(*pad_rollouts(rollouts, self.device), temperature, blocks)
 
-    def _update(self, batches, old, temperature):
-        """One optimizer update; metrics are token means over the step, but loss and gradient
-        norm."""
+    def _accumulate(self, pending):
+        """Gradient of all micro-batches. Returns this rank's sums over tokens, for the metrics."""
         world, sums = rank_and_world()[1], torch.zeros(5, dtype=torch.float64, device=self.device)
-        for i, (rollouts, adv_B, weight_B, blocks) in enumerate(batches):
-            logp_BC, entropy_BC, mask_BC = self._logprobs(rollouts, temperature, blocks)
-            old_BC = logp_BC.detach() if old[i] is None else old[i]
+        for i, (rollouts, adv_B, weight_B, blocks) in enumerate(pending.batches):
+            logp_BC, entropy_BC, mask_BC = self._logprobs(rollouts, pending.temperature, blocks)
+            if not torch.isfinite(logp_BC).all():
+                bad_B = ~torch.isfinite(logp_BC).all(1)
+                raise NonFinite("a log-probability", [r for r, bad in zip(rollouts, bad_B) if bad])
+            old_BC = logp_BC.detach() if pending.old[i] is None else pending.old[i]
             loss, clip_share = grpo_loss(logp_BC, old_BC, adv_B, mask_BC, weight_B, self.config.epsilon)
             # The engine averages gradients over ranks, where we want their sum: the one place where
             # we scale.
-            self.engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
+            self.engine.set_gradient_accumulation_boundary(i == len(pending.batches) - 1)
             self.engine.backward(loss * world)
             sampled = torch.nn.utils.rnn.pad_sequence([torch.tensor(r.logps) for r in rollouts],
                                                       batch_first=True).to(self.device)
@@ -318,10 +447,4 @@ class Trainer:
             tokens = real_BC.sum()
             sums += torch.stack([loss.detach(), clip_share * tokens, gap_BC.sum(),
                                  (entropy_BC * real_BC).sum(), tokens])
-        self.engine.step()
-        if world > 1:
-            torch.distributed.all_reduce(sums)
-        loss, clipped, gap, entropy, tokens = sums.tolist()
-        return {"loss": loss, "grad_norm": float(self.engine.get_global_grad_norm()),
-                "clip_share": clipped / tokens, "sampler_gap": gap / tokens,
-                "entropy": entropy / tokens, "tokens": int(tokens)}
+        return sums

@@ -15,14 +15,18 @@ A chunk of the sampler:
                 0            length           T
 """
 import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 LOGITS_AT_ONCE = 2**27     # elements of one fp32 block of logits: 512 MiB
 
@@ -63,10 +67,67 @@ def load_tokenizer(path):
     return tokenizer
 
 
+def checkpoint_files(path):
+    """Directory of a checkpoint and its safetensors files, from a directory or a hub name.
+
+    ValueError where there are none.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is neither a directory nor a model that the hub gives: "
+                             f"{str(error).splitlines()[0]}") from None
+    index = folder / "model.safetensors.index.json"
+    names = (set(json.loads(index.read_text())["weight_map"].values()) if index.exists()
+             else ["model.safetensors"])
+    files = [folder / name for name in sorted(names)]
+    for file in files:
+        if not file.exists():
+            raise ValueError(f"{file} is missing: weights are read from safetensors files only")
+    return folder, files
+
+
+def read_weights(path):
+    """(name, CPU tensor) of a checkpoint, one at a time. ValueError names a damaged file.
+
+    The files are mapped, not read: all ranks of a machine share one copy in the page cache.
+    """
+    for file in checkpoint_files(path)[1]:
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():
+                    yield name, tensors.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged: {error}") from None
+
+
+@torch.no_grad()
+def fill(model, weights):
+    """Write (name, tensor) pairs into a model in place."""
+    missing = dict(model.named_parameters())
+    for name, weight in weights:
+        if name in missing:        # a tied output layer may be stored too
+            missing.pop(name).copy_(weight)
+    if missing:
+        raise ValueError(f"the checkpoint lacks {', '.join(list(missing)[:3])}")
+
+
+def build(path, dtype=torch.float32, device="cpu"):
+    """The architecture of a checkpoint with random weights, made where it is to stay."""
+    folder = checkpoint_files(path)[0]
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    if (folder / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval()
+
+
 def load(path, tokenizer, dtype=torch.float32, device="cpu"):
     """LM from a directory or a hub name, in evaluation mode."""
-    transformers.logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
+    model = build(path, dtype, device)
+    fill(model, read_weights(path))
     return LM(model, tokenizer, eos_ids(model, tokenizer))
 
 
@@ -264,17 +325,18 @@ def _rollout(lm, prompt, ids, logps, count, finished):
     return Rollout(prompt, ids[:count], text, finished, logps[:count])
 
 
-def sample(lm, prompts, samples, key, temperature, max_tokens, rows):
+def sample(lm, prompts, samples, key, temperature, max_tokens, rows, first=0):
     """`samples` Rollouts for each prompt: a list of lists. All ranks call it, all get everything.
 
     Args:
         prompts: lists of ids, the same on every rank.
         key: what the randomness depends on: (run seed, iteration, phase, step).
         rows: samples decoded together; a prompt's samples are never parted.
+        first: index of the first prompt, where a longer list is sampled in slices.
     """
     def work(start, chunk):
         rows_prompts = [ids for ids in chunk for _ in range(samples)]
-        keys = [(*key, start + p, s) for p in range(len(chunk)) for s in range(samples)]
+        keys = [(*key, first + start + p, s) for p in range(len(chunk)) for s in range(samples)]
         flat = sample_chunk(lm, rows_prompts, keys, temperature, max_tokens)
         return [flat[i:i + samples] for i in range(0, len(flat), samples)]
 

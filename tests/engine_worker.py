@@ -27,18 +27,20 @@ def main():
     for dtype in ("fp32", "bf16"):
         for micro_batch in (12, 3):
             config = SimpleNamespace(learning_rate=1e-3, dtype=dtype, max_grad_norm=1e9, epsilon=0.2,
-                                     micro_batch=micro_batch, inner_updates=1, gradient_checkpointing=False)
-            trainer = grpo.Trainer(lms.load(tiny.PATH, tokenizer).model, config)
+                                     micro_batch=micro_batch, inner_updates=1, gradient_checkpointing=False,
+                                     deepspeed="")
+            trainer = grpo.Trainer(lms.build(tiny.PATH), config)
+            trainer.load(lms.read_weights(tiny.PATH))
             before = trainer.weights()
-            metrics = trainer.step(groups, reward_PG, 1e-3)
+            metrics = trainer.update(trainer.backward(groups, reward_PG), 1e-3)
             gradient = {name: safe_get_full_optimizer_state(p, "exp_avg").cpu() * 10     # 1 / (1 - beta1)
                         for name, p in trainer.parameters()}
             copy = lms.load(tiny.PATH, tokenizer).model
             trainer.copy_to(copy)
             results[dtype, micro_batch] = dict(before=before, after=trainer.weights(), gradient=gradient,
                                                metrics=metrics, copy=dict(copy.state_dict()))
-            trainer.load(dict(lms.load(tiny.PATH, tokenizer).model.named_parameters()))
-            again = trainer.step(groups, reward_PG, 1e-3)
+            trainer.load(lms.read_weights(tiny.PATH))
+            again = trainer.update(trainer.backward(groups, reward_PG), 1e-3)
             results[dtype, micro_batch]["again"] = again
     if lms.rank_and_world()[0] == 0:
         torch.save(results, sys.argv[1])
