@@ -30,9 +30,9 @@ logging.disable(logging.WARNING)      # on import DeepSpeed announces what it fo
 import deepspeed                      # noqa: E402
 from deepspeed.utils import (safe_get_full_fp32_param, safe_get_local_fp32_param,
                              safe_set_local_fp32_param)
-from safetensors.torch import save_file
 
-from model import logit_blocks, pad_rollouts, rank_and_world, token_logprobs
+from model import BadCheckpoint, logit_blocks, pad_rollouts, rank_and_world, token_logprobs
+from run import write_tensors
 
 logging.disable(logging.NOTSET)
 
@@ -267,6 +267,8 @@ class Trainer:
         rank, world = rank_and_world()
         params = dict(self.parameters())
         for name, weight in weights:
+            if name not in params:       # a tied output layer may be stored too
+                continue
             param = params.pop(name)
             flat = weight.detach().float().flatten()
             size = -(-flat.numel() // world)
@@ -276,7 +278,7 @@ class Trainer:
             safe_set_local_fp32_param(param, shard)
             param.ds_tensor.data.copy_(shard)
         if params:
-            raise ValueError(f"the checkpoint lacks the weights {', '.join(list(params)[:3])}")
+            raise BadCheckpoint(f"a checkpoint lacks the weights {', '.join(list(params)[:3])}")
         self.engine.optimizer.optimizer.state.clear()
 
     def state(self):
@@ -331,7 +333,7 @@ class Trainer:
         if rank_and_world()[0] == 0:
             path, part = Path(path), Path(f"{path}.part")
             part.mkdir(parents=True, exist_ok=True)
-            save_file(masters, part / "model.safetensors", metadata={"format": "pt"})
+            write_tensors(part / "model.safetensors", masters, {"format": "pt"})
             settings = lm.model.config.to_dict() | {"dtype": "float32"}
             (part / "config.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
             lm.model.generation_config.save_pretrained(part)
@@ -340,6 +342,13 @@ class Trainer:
             part.rename(path)
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
+
+    def write_events(self, phase, step, metrics):
+        """Hand numbers to the monitors (tensorboard, wandb, csv) that the user's DeepSpeed settings
+        switch on."""
+        if self.engine.monitor.enabled:
+            self.engine.monitor.write_events([(f"{phase}/{name}", value, step) for name, value
+                                              in metrics.items() if isinstance(value, (int, float))])
 
     # The step ----------------------------------------------------------------------------------
 

@@ -67,17 +67,21 @@ def load_tokenizer(path):
     return tokenizer
 
 
+class BadCheckpoint(ValueError):
+    """A checkpoint that cannot be read, named in one line."""
+
+
 def checkpoint_files(path):
     """Directory of a checkpoint and its safetensors files, from a directory or a hub name.
 
-    ValueError where there are none.
+    BadCheckpoint where there are none.
     """
     folder = Path(path)
     if not folder.is_dir():
         try:
             folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is neither a directory nor a model that the hub gives: "
+            raise BadCheckpoint(f"{path} is neither a directory nor a model that the hub gives: "
                              f"{str(error).splitlines()[0]}") from None
     index = folder / "model.safetensors.index.json"
     names = (set(json.loads(index.read_text())["weight_map"].values()) if index.exists()
@@ -85,12 +89,12 @@ def checkpoint_files(path):
     files = [folder / name for name in sorted(names)]
     for file in files:
         if not file.exists():
-            raise ValueError(f"{file} is missing: weights are read from safetensors files only")
+            raise BadCheckpoint(f"{file} is missing; weights are read from safetensors files only")
     return folder, files
 
 
 def read_weights(path):
-    """(name, CPU tensor) of a checkpoint, one at a time. ValueError names a damaged file.
+    """(name, CPU tensor) of a checkpoint, one at a time. BadCheckpoint names a damaged file.
 
     The files are mapped, not read: all ranks of a machine share one copy in the page cache.
     """
@@ -100,7 +104,7 @@ def read_weights(path):
                 for name in tensors.keys():
                     yield name, tensors.get_tensor(name)
         except SafetensorError as error:
-            raise ValueError(f"{file} is damaged: {error}") from None
+            raise BadCheckpoint(f"{file} is damaged ({error})") from None
 
 
 @torch.no_grad()
@@ -111,7 +115,7 @@ def fill(model, weights):
         if name in missing:        # a tied output layer may be stored too
             missing.pop(name).copy_(weight)
     if missing:
-        raise ValueError(f"the checkpoint lacks {', '.join(list(missing)[:3])}")
+        raise BadCheckpoint(f"a checkpoint lacks the weights {', '.join(list(missing)[:3])}")
 
 
 def build(path, dtype=torch.float32, device="cpu"):

@@ -3,26 +3,34 @@
     deepspeed selfplay.py                        # the embedded model, on anything, in minutes
     deepspeed selfplay.py --preset paper         # Qwen2.5-1.5B-Instruct with the paper's settings
     python selfplay.py --seed 1 --run_dir runs/seed1
+    python selfplay.py --preset paper --check    # what it will need, and what there is
+    python selfplay.py --explain                 # every setting and where its value comes from
 
 One iteration: train the Generator against the frozen Solver; let it write a pool of tasks and build
-the curriculum; train the Solver on it. The same command again resumes at the first unfinished
-phase.
+the curriculum; train the Solver on it. The same command again resumes after the last saved step.
 """
 import argparse
 import dataclasses
+import inspect
 import json
+import math
 import os
 import random
+import re
 import resource
+import socket
 import sys
 import time
 import warnings
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
 
 import torch
+import torch.distributed as dist
 import transformers
 from tqdm import tqdm
 
@@ -33,7 +41,10 @@ import grpo
 import model as lms
 import solver
 import tiny
-from verify import Task
+from run import SAVE_SECONDS, Directory, Refused, Stopper, read_json, write_json
+from verify import Task, normalise_tool, signature, tool_problem
+
+DOMAIN_SETS = {"all": generator.DOMAINS, "tiny": dict.fromkeys(tiny.NOUNS, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -41,10 +52,10 @@ class Config:
     """All settings of a run, each a flag. Sources: P the paper, C its authors' code, us: our
     choice."""
 
-    preset: str = "paper"
+    preset: str = "paper"                # us
     model: str = "Qwen/Qwen2.5-1.5B-Instruct"   # P; a directory, a hub name, or "tiny"
-    run_dir: str = ""                    # empty: runs/<preset>
-    seed: int = 0
+    run_dir: str = ""                    # us; empty: runs/<preset>
+    seed: int = 0                        # us
     iterations: int = 3                  # P
     generator_steps: int = 50            # P: optimizer steps of a phase
     solver_steps: int = 50               # P
@@ -56,7 +67,8 @@ class Config:
     pool_size: int = 10_000              # P
     verify_samples: int = 10             # C: Solver samples of a candidate task
     curriculum_size: int = 2000          # P
-    domains: str = "all"                 # P: uniform over 32; or "travel:2,weather:1"
+    domains: str = "all"                 # P: uniform over 32; "tiny", or a JSON file {domain: weight}
+    tools: str = ""                      # us: a JSON file with your own tools; empty: invented ones
     max_prompt: int = 4096               # us: tokens; longer tasks are dropped, never cut
     max_completion: int = 2048           # C: tokens, in training
     max_verify: int = 1024               # C: tokens of a verification sample, probe or answer
@@ -69,6 +81,18 @@ class Config:
     sample_rows: int = 64                # us: samples decoded together on a rank
     gradient_checkpointing: bool = True  # us: trades a second forward pass for memory
     heldout_tasks: int = 500             # us: tasks of tiny.py, solved greedily after every iteration
+    save_every: int = 10                 # us: training steps between two resumable states
+    collective_timeout: int = 30         # us: minutes that a rank waits for the others
+    deepspeed: str = ""                  # us: a JSON file merged under our DeepSpeed settings
+    assert_invariants: bool = False      # us: checks of every step, for debugging
+    shared_weights: bool = False         # P, ablation: one policy plays both roles
+    freeze_generator: bool = False       # P, ablation: the base model writes every pool
+    no_difficulty: bool = False          # P, ablation: r_curr is the judge alone
+    rectangular_band: bool = False       # P, ablation: r_diff is 1 inside the band and 0 outside
+    no_judge: bool = False               # us, ablation: r_curr is the difficulty alone
+    no_grounding: bool = False           # us, ablation: values need not stand in the question
+    no_cross_verification: bool = False  # us, ablation: tasks are kept however the Solver answers
+    order: str = "easy_first"            # P; "shuffled" is an ablation
 
     @property
     def path(self):
@@ -76,23 +100,54 @@ class Config:
         return Path(self.run_dir or f"runs/{self.preset}")
 
     @property
+    def base(self):
+        """Directory or hub name of the base model."""
+        return str(tiny.PATH) if self.model == "tiny" else self.model
+
+    @cached_property
     def domain_weights(self):
-        """{domain: weight}."""
-        if self.domains == "all":
-            return generator.DOMAINS
-        pairs = (item.strip().partition(":") for item in self.domains.split(","))
-        return {name: float(weight or 1) for name, _, weight in pairs}
+        """{domain: weight}. ValueError says what is wrong with the user's file."""
+        if self.domains in DOMAIN_SETS:
+            return {generator.OWN_DOMAIN: 1.0} if self.tools else DOMAIN_SETS[self.domains]
+        weights = read_user_json(self.domains)
+        if not isinstance(weights, dict) or not all(
+                type(w) in (int, float) and 0 <= w < math.inf for w in weights.values()) or not any(
+                weights.values()):
+            raise ValueError(f"{self.domains} must hold one JSON object {{domain: weight}}, weights not "
+                             "negative and not all 0")
+        return {domain: float(weight) for domain, weight in weights.items()}
+
+    @cached_property
+    def own_tools(self):
+        """The user's tools in the form of verify.normalise_tool, or None. ValueError names a bad
+        one."""
+        if not self.tools:
+            return None
+        rows = read_user_json(self.tools)
+        if not isinstance(rows, list) or not rows:
+            raise ValueError(f"{self.tools} must hold a JSON list of tools")
+        tools = [normalise_tool(row) for row in rows]
+        for row, tool in zip(rows, tools):
+            name = tool["name"] if tool else json.dumps(row)[:60]
+            problem = tool_problem([tool]) if tool else "no name, or parameters that are no object"
+            if problem:
+                raise ValueError(f"{self.tools}: tool {name}: {problem.replace('_', ' ')}")
+        if tool_problem(tools):
+            raise ValueError(f"{self.tools}: {tool_problem(tools).replace('_', ' ')}")
+        return tools
 
 
 PRESETS = {
     "paper": {},
     "tiny": dict(
-        model="tiny", domains=",".join(tiny.NOUNS), generator_steps=24, solver_steps=12,
-        generator_prompts=8, solver_prompts=8, group_size=8, pool_size=384, curriculum_size=128,
-        max_prompt=1024, max_completion=320, max_verify=128, learning_rate=3e-5, micro_batch=32,
-        sample_rows=256, gradient_checkpointing=False),
+        model="tiny", domains="tiny", generator_steps=24, solver_steps=12, generator_prompts=8,
+        solver_prompts=8, group_size=8, pool_size=384, curriculum_size=128, max_prompt=1024,
+        max_completion=320, max_verify=128, learning_rate=3e-5, micro_batch=32, sample_rows=256,
+        gradient_checkpointing=False),
 }
-CHANGEABLE = {"run_dir", "iterations"}      # what may differ when a run is resumed
+# What may differ when a run is resumed.
+CHANGEABLE = {"run_dir", "iterations", "save_every", "collective_timeout", "assert_invariants"}
+COLLAPSED = 0.2      # share of different questions below which we speak of a collapse
 
 
 # ---------------------------------------------------------------------------------------------
@@ -112,53 +167,89 @@ def self_play(run):
 def train_generator(run, i):
     """Phase 1: GRPO on the Generator, paid by the frozen Solver of the previous iteration."""
     config = run.config
-    run.train_from(run.weights_path("generator", i - 1))
-    run.freeze_solver(i - 1)
+    if config.freeze_generator:
+        return
+    run.train_from(run.solver(i - 1) if config.shared_weights else run.generator(i - 1))
+    run.freeze_solver(run.solver(i - 1))
     for step in run.steps(i, "generator", config.generator_steps):
         rng = random.Random(f"{config.seed} {i} generator {step}")
-        specs = [generator.sample_spec(rng, config.domain_weights)
+        specs = [generator.sample_spec(rng, config.domain_weights, config.own_tools)
                  for _ in range(config.generator_prompts)]
-        prompts = [run.encode(generator.prompt(spec)) for spec in specs]
-        groups = run.sample(run.actor, prompts, config.group_size, (i, "generator", step), 1.0,
-                            config.max_completion)
-        drafts = [generator.read(rollout.text) for group in groups for rollout in group]
-        tasks = [draft.task(specs[n // config.group_size]) for n, draft in enumerate(drafts)]
+        groups = run.sample(run.actor, [generator.prompt(spec) for spec in specs], config.group_size,
+                            (i, "generator", step), 1.0, config.max_completion)
+        specs = [spec for spec in specs for _ in range(config.group_size)]
+        drafts = [generator.read(rollout.text, spec.menu)
+                  for spec, rollout in zip(specs, flat(groups))]
+        tasks = [draft.task(spec) for draft, spec in zip(drafts, specs)]
         rates, scores = probe(run, tasks, (i, "probe", step)), judge(run, tasks)
-        parts = [generator.reward(draft, curriculum.band_pass(p, config.probes) if p is not None else 0.0,
-                                  curriculum.semantic_reward(score) if score else 0.0)
+        parts = [generator.reward(draft, difficulty(config, p), semantic(config, score),
+                                  not config.no_grounding)
                  for draft, p, score in zip(drafts, rates, scores)]
-        run.learn(i, "generator", step, groups, parts, {
-            "valid": mean(part["validity"] > 0.999 for part in parts),
-            "in_band": mean(p is not None and curriculum.in_band(p) for p in rates),
-            "pass_rate": mean([p for p in rates if p is not None] or [0.0]),
-            "distinct_questions": len({draft.question for draft in drafts}) / len(drafts)})
+        run.learn(i, "generator", step, groups, parts,
+                  {"valid": mean(part["validity"] > 0.999 for part in parts)}
+                  | difficulty_metrics(rates) | diversity_metrics(drafts, tasks))
     run.save("generator", i)
 
 
+def difficulty(config, p):
+    """r_diff of a pass rate (None: no task), or None where the ablation leaves it out."""
+    if config.no_difficulty:
+        return None
+    return 0.0 if p is None else curriculum.band_pass(p, config.probes, config.rectangular_band)
+
+
+def semantic(config, score):
+    """r_sem of a judge's score (None: no task), or None where the ablation leaves it out."""
+    if config.no_judge:
+        return None
+    return 0.0 if score is None else curriculum.semantic_reward(score)
+
+
+def difficulty_metrics(rates):
+    """Where the tasks of a step stand: a rate is None where there is no task."""
+    return {"in_band": mean(p is not None and curriculum.in_band(p) for p in rates),
+            "pass_rate": mean([p for p in rates if p is not None] or [0.0]), "pass_rates": rates}
+
+
+def diversity_metrics(drafts, tasks):
+    """Does the Generator do as the spec says, and does it say the same thing again and again?"""
+    there = [task for task in tasks if task]
+    domains = Counter(task.spec["domain"] for task in there)
+    return {"distinct_questions": len({draft.question for draft in drafts}) / len(drafts),
+            "distinct_signatures": len({signature(task) for task in there}) / max(1, len(there)),
+            "domain_entropy": -sum(n / len(there) * math.log(n / len(there)) for n in domains.values()),
+            "spec_tools": mean([len(task.tools) == task.spec["tools"] for task in there] or [0.0]),
+            "spec_calls": mean([len(task.answer) == task.spec["calls"] for task in there] or [0.0])}
+
+
 def probe(run, tasks, key):
-    """Pass rate of each task on K Solver samples (Eq. 3); None where there is no task to solve."""
-    return pass_rates(run, tasks, run.config.probes, key)
-
-
-def pass_rates(run, tasks, samples, key):
-    """The frozen Solver's pass rate on each task; None for None and for prompts that are too
-    long."""
-    prompts = [run.encode(solver.prompt(task.question, task.tools)) if task else None for task in tasks]
-    chosen = [n for n, ids in enumerate(prompts) if ids and len(ids) <= run.config.max_prompt]
-    groups = run.sample(run.opponent, [prompts[n] for n in chosen], samples, key,
-                        run.config.probe_temperature, run.config.max_verify)
+    """Pass rate of each task on K Solver samples (Eq. 3); None where there is no task, or none that
+    fits."""
+    chosen = [n for n, task in enumerate(tasks) if task and run.fits(task)]
     rates = [None] * len(tasks)
-    for n, group in zip(chosen, groups):
-        rates[n] = curriculum.pass_rate([rollout.text for rollout in group], tasks[n].answer)
+    for n, p in zip(chosen, pass_rates(run, [tasks[n] for n in chosen], run.config.probes, key)):
+        rates[n] = p
     return rates
+
+
+def pass_rates(run, tasks, samples, key, first=0):
+    """The frozen Solver's pass rate on each task; `first` is the index of the first one."""
+    groups = run.sample(run.opponent, [solver.prompt(task.question, task.tools) for task in tasks], samples,
+                        key, run.config.probe_temperature, run.config.max_verify, "probing", first)
+    return [curriculum.pass_rate([rollout.text for rollout in group], task.answer)
+            for group, task in zip(groups, tasks)]
 
 
 def judge(run, tasks):
     """The frozen Solver's score 1..5 of each task; None where there is no task to judge."""
+    scores = [None] * len(tasks)
+    if run.config.no_judge:
+        return scores
     prompts = [run.encode(curriculum.judge_prompt(task)) if task else None for task in tasks]
     chosen = [n for n, ids in enumerate(prompts) if ids and len(ids) <= run.config.max_prompt]
-    picks = lms.choose(run.opponent, [prompts[n] for n in chosen], run.score_ids, run.config.sample_rows)
-    scores = [None] * len(tasks)
+    with run.timed("probing"):
+        picks = lms.choose(run.opponent, [prompts[n] for n in chosen], run.score_ids,
+                           run.config.sample_rows)
     for n, pick in zip(chosen, picks):
         scores[n] = pick + 1
     return scores
@@ -169,90 +260,113 @@ def build_curriculum(run, i):
     curriculum."""
     config = run.config
     rng = random.Random(f"{config.seed} {i} pool")
-    specs = [generator.sample_spec(rng, config.domain_weights) for _ in range(config.pool_size)]
-    run.freeze_generator(i)
-    run.freeze_solver(i - 1)
+    specs = [generator.sample_spec(rng, config.domain_weights, config.own_tools)
+             for _ in range(config.pool_size)]
+    run.freeze_generator(run.generator(i))
+    run.freeze_solver(run.generator(i) if config.shared_weights else run.solver(i - 1))
     texts = write_pool(run, i, specs)
-    drafts = [generator.read(text) for text in texts]
+    drafts = [generator.read(text, spec.menu) for text, spec in zip(texts, specs)]
     tasks = [draft.task(spec) for draft, spec in zip(drafts, specs)]
-    reasons = [curriculum.structural_problem(draft, task) for draft, task in zip(drafts, tasks)]
-    sound = [task if reason is None else None for task, reason in zip(tasks, reasons)]
-    for n, repeat in enumerate(curriculum.duplicates(sound)):
-        if repeat:
-            reasons[n], sound[n] = "duplicate", None
-    grade(run, i, sound, reasons)
+    reasons = sieve(run, drafts, tasks)
+    grade(run, i, tasks, reasons)
     graded = [task for task, reason in zip(tasks, reasons) if reason is None]
     chosen = curriculum.select(graded, config.curriculum_size, config.domain_weights,
-                               f"{config.seed} {i} curriculum")
+                               f"{config.seed} {i} curriculum", config.order)
     kept = set(map(id, chosen))
-    run.write_lines(f"iter{i}/pool.jsonl", (
+    run.files.write_rows(f"iter{i}/pool.jsonl", (
         {"text": text, "spec": dataclasses.asdict(spec), "task": task and dataclasses.asdict(task),
          "reason": reason, "kept": id(task) in kept}
         for text, spec, task, reason in zip(texts, specs, tasks, reasons)))
-    run.write_lines(f"iter{i}/curriculum.jsonl", map(dataclasses.asdict, chosen))
-    obedient = [len(task.tools) == spec.tools and len(task.answer) == spec.calls
-                for task, spec in zip(tasks, specs) if task]
+    run.files.write_rows(f"iter{i}/curriculum.jsonl", map(dataclasses.asdict, chosen))
+    write_examples(run, i, chosen)
+    dropped = Counter(reason for reason in reasons if reason)
     run.log(i, "curriculum", config.pool_size, {
-        "funnel": {"pool": len(texts), **Counter(reason for reason in reasons if reason),
-                   "survivors": len(graded), "curriculum": len(chosen)},
+        "funnel": {"pool": len(texts), **dropped, "survivors": len(graded), "curriculum": len(chosen)},
         "buckets": Counter(task.bucket for task in chosen),
         "mean_pass_rate": mean([task.pass_rate for task in chosen] or [0.0]),
-        "spec_obeyed": mean(obedient or [0.0])})
+        **diversity_metrics(drafts, tasks)})
     if len(chosen) < config.curriculum_size:
-        run.say(f"iteration {i}: {len(chosen)} of {config.curriculum_size} wanted tasks survived")
+        run.say(f"iteration {i}: {len(chosen)} of {config.curriculum_size} wanted tasks survived; dropped: "
+                + ", ".join(f"{count} {reason}" for reason, count in dropped.most_common()))
+
+
+def sieve(run, drafts, tasks):
+    """Why each candidate is dropped before the Solver sees it; None for those that stay."""
+    reasons = [curriculum.structural_problem(draft, task, not run.config.no_grounding)
+               for draft, task in zip(drafts, tasks)]
+    sound = [task if reason is None else None for task, reason in zip(tasks, reasons)]
+    for n, repeat in enumerate(curriculum.duplicates(sound)):
+        if repeat:
+            reasons[n] = "duplicate"
+        elif sound[n] and not run.fits(sound[n]):
+            reasons[n] = "prompt_too_long"
+    return reasons
 
 
 def write_pool(run, i, specs):
-    """One completion of the frozen Generator for each spec."""
-    config, texts = run.config, []
-    size = run.slice_size(1)
-    with run.bar(i, "pool", len(specs)) as bar:
-        for start in range(0, len(specs), size):
-            prompts = [run.encode(generator.prompt(spec)) for spec in specs[start:start + size]]
-            groups = run.sample(run.actor, prompts, 1, (i, "pool", start), config.probe_temperature,
-                                config.max_completion)
-            texts += [group[0].text for group in groups]
-            run.advance(bar, len(prompts))
+    """One completion of the frozen Generator for each spec, kept on disk slice by slice."""
+    config, name = run.config, f"iter{i}/pool.part.jsonl"
+    texts = run.files.kept_rows(name, run.chunk(1))
+    with run.bar(i, "pool", len(specs), len(texts)) as bar:
+        for start in range(len(texts), len(specs), run.chunk(1) * run.world):
+            prompts = [generator.prompt(spec) for spec in specs[start:start + run.chunk(1) * run.world]]
+            groups = run.sample(run.actor, prompts, 1, (i, "pool"), config.probe_temperature,
+                                config.max_completion, first=start)
+            new = [rollout.text for rollout in flat(groups)]
+            run.files.append(name, *new)
+            texts += new
+            run.advance(bar, len(new))
     return texts
 
 
-def grade(run, i, sound, reasons):
+def grade(run, i, tasks, reasons):
     """Cross-verification and grading: sets pass_rate and bucket of each task, or its reason to be
     dropped."""
-    config, size = run.config, run.slice_size(run.config.verify_samples)
-    with run.bar(i, "verify", len(sound)) as bar:
-        for start in range(0, len(sound), size):
-            batch = sound[start:start + size]
-            rates = pass_rates(run, batch, config.verify_samples, (i, "verify", start))
-            for n, (task, p) in enumerate(zip(batch, rates), start):
-                if task is None:
-                    continue
-                if p is None:
-                    reasons[n] = "prompt_too_long"
-                    continue
-                task.pass_rate, task.bucket = p, curriculum.bucket(p)
-                if p < curriculum.MIN_AGREEMENT:
-                    reasons[n] = "not_verified"
-            run.advance(bar, len(batch))
+    config, name = run.config, f"iter{i}/verify.part.jsonl"
+    chosen = [task for task, reason in zip(tasks, reasons) if reason is None]
+    chunk = run.chunk(config.verify_samples)
+    rates = run.files.kept_rows(name, chunk)
+    with run.bar(i, "verify", len(chosen), len(rates)) as bar:
+        for start in range(len(rates), len(chosen), chunk * run.world):
+            new = pass_rates(run, chosen[start:start + chunk * run.world], config.verify_samples,
+                             (i, "verify"), start)
+            run.files.append(name, *new)
+            rates += new
+            run.advance(bar, len(new))
+    rate = iter(rates)
+    for n, task in enumerate(tasks):
+        if reasons[n] is None:
+            task.pass_rate = next(rate)
+            task.bucket = curriculum.bucket(task.pass_rate)
+            if task.pass_rate < curriculum.MIN_AGREEMENT and not config.no_cross_verification:
+                reasons[n] = "not_verified"
+
+
+def write_examples(run, i, chosen):
+    """Up to three tasks of each bucket, with the Solver's answer before it is trained on them."""
+    tasks = [task for name in curriculum.BUCKETS
+             for task in [task for task in chosen if task.bucket == name][:3]]
+    answers = evaluation.solve(run.opponent, tasks, run.config.max_verify, run.config.sample_rows)
+    run.files.write_rows(f"iter{i}/examples.jsonl", (
+        {"bucket": task.bucket, "task": dataclasses.asdict(task), "before": answer.text}
+        for task, answer in zip(tasks, answers)))
 
 
 def train_solver(run, i):
     """Phase 3: GRPO on the Solver over the curriculum, easy to hard."""
     config = run.config
-    run.train_from(run.weights_path("solver", i - 1))
-    tasks = [Task(**row) for row in run.read_lines(f"iter{i}/curriculum.jsonl")]
+    run.train_from(run.generator(i) if config.shared_weights else run.solver(i - 1))
+    tasks = [Task(**row) for row in run.files.read_rows(f"iter{i}/curriculum.jsonl")]
     if tasks:
         plan = curriculum.spread(len(tasks), config.solver_steps, config.solver_prompts)
         for step in run.steps(i, "solver", config.solver_steps):
             batch = [tasks[n] for n in plan[step]]
-            prompts = [run.encode(solver.prompt(task.question, task.tools)) for task in batch]
-            groups = run.sample(run.actor, prompts, config.group_size, (i, "solver", step), 1.0,
-                                config.max_completion)
-            parts = [solver.reward(rollout.text, task.answer)
-                     for group, task in zip(groups, batch) for rollout in group]
-            run.learn(i, "solver", step, groups, parts, {
-                "right": mean(solver.is_right(rollout.text, task.answer)
-                              for group, task in zip(groups, batch) for rollout in group),
+            groups = run.sample(run.actor, [solver.prompt(task.question, task.tools) for task in batch],
+                                config.group_size, (i, "solver", step), 1.0, config.max_completion)
+            golds = [task.answer for task in batch for _ in range(config.group_size)]
+            texts = [rollout.text for rollout in flat(groups)]
+            run.learn(i, "solver", step, groups, list(map(solver.reward, texts, golds)), {
+                "right": mean(map(solver.is_right, texts, golds)),
                 "task_pass_rate": mean(task.pass_rate for task in batch)})
     else:
         run.say(f"iteration {i}: no task survived, so the Solver stays as it is: see iter{i}/pool.jsonl")
@@ -261,84 +375,99 @@ def train_solver(run, i):
 
 def evaluate(run, i):
     """Held-out greedy accuracy of Solver i (0: the base)."""
-    run.freeze_solver(i)
+    run.freeze_solver(run.solver(i))
     tasks = tiny.heldout(run.config.heldout_tasks)
     answers = evaluation.solve(run.opponent, tasks, run.config.max_verify, run.config.sample_rows)
     rows = [{"question": task.question, "tools": task.tools, "gold": task.answer, "answer": answer.text,
              "error": evaluation.error_class(answer.text, task.answer)}
             for task, answer in zip(tasks, answers)]
-    run.write_lines(f"iter{i}/heldout.jsonl", rows)
+    run.files.write_rows(f"iter{i}/heldout.jsonl", rows)
+    examples = run.files.read_rows(f"iter{i}/examples.jsonl")
+    after = evaluation.solve(run.opponent, [Task(**row["task"]) for row in examples],
+                             run.config.max_verify, run.config.sample_rows)
+    if examples:
+        run.files.write_rows(f"iter{i}/examples.jsonl", (
+            row | {"after": answer.text} for row, answer in zip(examples, after)))
     accuracy = mean(row["error"] is None for row in rows)
-    errors = Counter(row["error"] for row in rows if row["error"])
-    run.log(i, "evaluation", 0, {"heldout_accuracy": accuracy, "errors": errors})
-    funnel = run.phase_metrics(i, "curriculum").get("funnel", {})
-    run.say(f"iteration {i}: held-out accuracy {100 * accuracy:.1f} %" + (
-        f" | pool {funnel['pool']} -> sound and solvable {funnel['survivors']} -> "
-        f"curriculum {funnel['curriculum']}" if funnel else " (base)"))
+    run.log(i, "evaluation", 0, {"heldout_accuracy": accuracy,
+                                 "errors": Counter(row["error"] for row in rows if row["error"])})
+    run.say_iteration(i, accuracy)
+
+
+def flat(groups):
+    """Rollouts of all groups in one list."""
+    return [rollout for group in groups for rollout in group]
 
 
 # ---------------------------------------------------------------------------------------------
-# The run: directory, models, log
+# The run: models in memory, and what is said and logged about them
 
 
 class Run:
-    """The models in memory and the run's directory on disk."""
+    """Everything the story needs: the models of this rank, the directory, the screen."""
 
-    def __init__(self, config, tokenizer, score_ids, device):
-        self.config, self.tokenizer, self.score_ids = config, tokenizer, score_ids
-        self.rank, self.world = lms.rank_and_world()
-        self.path, self.base = config.path, base_path(config)
+    def __init__(self, config, files, tokenizer, score_ids, device):
+        """
+        Args:
+            files: run.Directory.
+            score_ids: token ids of the judge's scores 1..5.
+        """
+        self.config, self.files, self.tokenizer, self.score_ids = config, files, tokenizer, score_ids
+        self.rank, self.world = files.rank, files.world
         dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
-        self.actor = lms.load(self.base, tokenizer, dtype, device)       # samples as the trained role
-        self.opponent = lms.load(self.base, tokenizer, dtype, device)    # the frozen Solver
-        self.trainer = grpo.Trainer(lms.load(self.base, tokenizer).model, config)
-        self.state = self._read_state()
-        self.started, self.tokens = time.time(), 0
-        if self.rank == 0:
-            self._forget_unfinished()
-        self._barrier()
+        self.trainer = grpo.Trainer(lms.build(config.base, dtype, device), config)
+        self.actor = lms.load(config.base, tokenizer, dtype, device)       # samples as the trained role
+        self.opponent = lms.load(config.base, tokenizer, dtype, device)    # the frozen Solver
+        self.done = None                      # (iteration, phase, finished steps) while training
+        self.tokens, self.seconds, self.said = 0, Counter(), set()
+        self.stopper = Stopper(files, self.save_now, launched="LOCAL_SIZE" in os.environ)
 
     # Models ------------------------------------------------------------------------------------
 
-    def weights_path(self, role, i):
-        """Checkpoint of a role after iteration i; the base model for i = 0."""
-        return self.path / f"iter{i}" / role if i else self.base
+    def generator(self, i):
+        """Checkpoint of Generator i; the base for i = 0, or always where it is frozen."""
+        return self.config.base if i == 0 or self.config.freeze_generator else self._checkpoint(i, "generator")
 
-    def _read_weights(self, path):
-        return dict(lms.load(path, self.tokenizer).model.named_parameters())
+    def solver(self, i):
+        """Checkpoint of Solver i; the base for i = 0."""
+        return self._checkpoint(i, "solver") if i else self.config.base
+
+    def _checkpoint(self, i, role):
+        return str(self.files.path / f"iter{i}" / role)
 
     def train_from(self, path):
         """Start a training phase from the fp32 weights of a checkpoint."""
-        self.trainer.load(self._read_weights(path))
+        self.trainer.load(lms.read_weights(path))
         self.trainer.copy_to(self.actor.model)
 
-    def freeze_solver(self, i):
-        """Make the opponent the Solver of iteration i."""
-        self._fill(self.opponent, self.weights_path("solver", i))
+    def freeze_solver(self, path):
+        """Make the opponent the Solver of a checkpoint."""
+        lms.fill(self.opponent.model, lms.read_weights(path))
 
-    def freeze_generator(self, i):
-        """Make the actor the Generator of iteration i."""
-        self._fill(self.actor, self.weights_path("generator", i))
-
-    @torch.no_grad()
-    def _fill(self, lm, path):
-        target = dict(lm.model.named_parameters())
-        for name, weight in self._read_weights(path).items():
-            target[name].copy_(weight)
+    def freeze_generator(self, path):
+        """Make the actor the Generator of a checkpoint."""
+        lms.fill(self.actor.model, lms.read_weights(path))
 
     def encode(self, messages):
         return lms.encode_chat(self.tokenizer, messages)
 
-    def sample(self, lm, prompts, samples, key, temperature, max_tokens):
-        """model.sample, with the run's seed in the key and its tokens counted."""
-        groups = lms.sample(lm, prompts, samples, (self.config.seed, *key), temperature, max_tokens,
-                            self.config.sample_rows)
-        self.tokens += sum(len(rollout.ids) for group in groups for rollout in group)
-        return groups
+    def fits(self, task):
+        """Is the task short enough to be put to the Solver?"""
+        return len(self.encode(solver.prompt(task.question, task.tools))) <= self.config.max_prompt
 
-    def slice_size(self, samples):
-        """Prompts sampled between two ticks of a progress bar: a whole chunk for every rank."""
-        return max(1, self.config.sample_rows // samples) * self.world
+    def chunk(self, samples):
+        """Prompts in a chunk of the sampler, with so many samples each."""
+        return max(1, self.config.sample_rows // samples)
+
+    def sample(self, lm, chats, samples, key, temperature, max_tokens, kind="sampling", first=0):
+        """model.sample for chat messages, with the run's seed in the key; time and tokens are
+        counted."""
+        with self.timed(kind):
+            groups = lms.sample(lm, [self.encode(chat) for chat in chats], samples,
+                                (self.config.seed, *key), temperature, max_tokens,
+                                self.config.sample_rows, first)
+        self.tokens += sum(len(rollout.ids) for rollout in flat(groups))
+        return groups
 
     def learn(self, i, phase, step, groups, parts, metrics):
         """One GRPO step on sampled groups, and its lines in the logs.
@@ -347,96 +476,136 @@ class Run:
             parts: reward parts of each rollout, group after group; the reward is their sum.
             metrics: more to log.
         """
-        config = self.config
-        total_steps = config.generator_steps if phase == "generator" else config.solver_steps
+        config, rollouts = self.config, flat(groups)
         reward_PG = torch.tensor([sum(part.values()) for part in parts]).view(len(groups), -1)
-        rate = config.learning_rate * (1 - step / total_steps)
-        metrics |= self.trainer.step(groups, reward_PG, rate)
-        self.trainer.copy_to(self.actor.model)
-        rollouts = [rollout for group in groups for rollout in group]
-        metrics |= {"reward": reward_PG.mean().item(), "learning_rate": rate,
-                    "truncated": mean(not rollout.finished for rollout in rollouts),
-                    "completion_tokens": mean(len(rollout.ids) for rollout in rollouts)}
-        metrics |= {f"reward_{name}": mean(part[name] for part in parts) for name in parts[0]}
-        self.log(i, phase, step, metrics)
-        flat = reward_PG.flatten()
-        for kind, n in (("best", int(flat.argmax())), ("worst", int(flat.argmin()))):
-            self._append("samples.jsonl", {
+        steps = config.generator_steps if phase == "generator" else config.solver_steps
+        rate = config.learning_rate * (1 - step / steps)
+        with self.timed("training"):
+            pending = self.trainer.backward(groups, reward_PG)
+        with self.stopper.critical:      # weights and logs change together
+            with self.timed("training"):
+                metrics |= self.trainer.update(pending, rate)
+            metrics |= {"reward": reward_PG.mean().item(), "learning_rate": rate,
+                        "truncated": mean(not rollout.finished for rollout in rollouts),
+                        "completion_tokens": mean(len(rollout.ids) for rollout in rollouts)}
+            metrics |= {f"reward_{name}": mean(part[name] for part in parts) for name in parts[0]}
+            self.log(i, phase, step, metrics)
+            self._log_samples(i, phase, step, rollouts, parts)
+            self.done = (i, phase, step + 1)
+        with self.timed("sync"):
+            self.trainer.copy_to(self.actor.model)
+        self.trainer.write_events(phase, (i - 1) * steps + step, metrics)
+        self._warn(i, phase, step, reward_PG, metrics)
+
+    def _log_samples(self, i, phase, step, rollouts, parts):
+        """The best and the worst rollout of a step."""
+        totals = [sum(part.values()) for part in parts]
+        for kind, n in (("best", totals.index(max(totals))), ("worst", totals.index(min(totals)))):
+            self.files.append("samples.jsonl", {
                 "iteration": i, "phase": phase, "step": step, "kind": kind, "reward": parts[n],
                 "prompt": self.tokenizer.decode(rollouts[n].prompt), "text": rollouts[n].text})
 
+    def _warn(self, i, phase, step, reward_PG, metrics):
+        """Say in words, once a phase, when a step taught nothing or the Generator collapses. The
+        run goes on."""
+        where = f"iteration {i} {phase} step {step}"
+        if metrics["dead_groups"] == 1 and self._first((i, phase, "dead")):
+            values = Counter(round(row[0].item(), 3) for row in reward_PG)
+            self.say(f"{where}: every group is dead, nothing was learned: " + ", ".join(
+                f"{count} of {len(reward_PG)} groups have only the reward {value}"
+                for value, count in values.most_common()))
+        if metrics.get("distinct_questions", 1) < COLLAPSED and self._first((i, phase, "collapse")):
+            self.say(f"{where}: only {100 * metrics['distinct_questions']:.0f} % of the {reward_PG.numel()} "
+                     "questions differ: the Generator is collapsing, see samples.jsonl")
+
+    def _first(self, key):
+        fresh = key not in self.said
+        self.said.add(key)
+        return fresh
+
     def save(self, role, i):
         """Write the trained role's checkpoint."""
-        self.trainer.save(self.path / f"iter{i}" / role, self.actor)
+        self.trainer.save(self._checkpoint(i, role), self.actor)
 
-    # Phases and files --------------------------------------------------------------------------
+    # Phases, steps, stopping -------------------------------------------------------------------
 
     def once(self, i, phase, work):
         """Do a phase unless it is finished; then record that it is, as the last thing."""
-        if [i, phase] in self.state["finished"]:
+        if [i, phase] in self.files.state["finished"]:
             return
         work(self, i)
-        self._barrier()
-        self.state["finished"].append([i, phase])
-        self.state["wall_seconds"] += time.time() - self.started
-        self.started = time.time()
-        if self.rank == 0:
-            write_json(self.path / "state.json", self.state)
+        self.done = None
+        self.barrier()
+        with self.stopper.critical:
+            self.files.finish(i, phase)
 
-    def _read_state(self):
-        file = self.path / "state.json"
-        if file.exists():
-            return json.loads(file.read_text())
-        return {"finished": [], "wall_seconds": 0.0}
-
-    def _forget_unfinished(self):
-        """Drop what an interrupted phase has logged: it is done again from its start."""
-        for name in ("metrics.jsonl", "samples.jsonl", "timings.jsonl"):
-            if (self.path / name).exists():
-                rows = self.read_lines(name)
-                self.write_lines(name, [row for row in rows
-                                        if [row["iteration"], row["phase"]] in self.state["finished"]])
-
-    def _barrier(self):
+    def barrier(self):
         if self.world > 1:
-            torch.distributed.barrier()
+            dist.barrier()
 
-    def read_lines(self, name):
-        with open(self.path / name) as file:
-            return [json.loads(line) for line in file]
+    def steps(self, i, phase, total):
+        """The numbers of a phase's training steps that are still to do, under a progress bar; logs
+        the time of each, and saves a resumable state now and then."""
+        done = self.files.done_steps(i, phase)
+        if done:
+            self.trainer.restore(self.files.load_step())
+            self.trainer.copy_to(self.actor.model)
+        self.done = (i, phase, done)
+        with self.bar(i, phase, total, done) as bar:
+            for step in range(done, total):
+                started, before, self.seconds = time.time(), self.tokens, Counter()
+                yield step
+                seconds = time.time() - started
+                self.files.append("timings.jsonl", {
+                    "iteration": i, "phase": phase, "step": step, "seconds": seconds, **self.seconds,
+                    "sampled_tokens_per_second": (self.tokens - before) / seconds,
+                    "peak_memory_mib": peak_memory()})
+                self.advance(bar, 1, reward=f"{self.latest['reward']:.2f}")
+                if (step + 1) % self.config.save_every == 0 and step + 1 < total:
+                    with self.stopper.critical:
+                        self.files.save_step(i, phase, step + 1, self.trainer.state(),
+                                             60 * self.config.collective_timeout)
 
-    def write_lines(self, name, rows):
-        """Write a .jsonl file, replacing it as a whole."""
-        if self.rank == 0:
-            replace_file(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
+    def save_now(self):
+        """Save the last finished step while the run is being stopped; returns what to say."""
+        if self.done is None:
+            return "what is finished is saved"
+        i, phase, done = self.done
+        saved = self.files.done_steps(i, phase)
+        if done > saved and self.files.save_step(i, phase, done, self.trainer.state(), SAVE_SECONDS):
+            saved = done
+        return f"iteration {i} {phase} is saved after {saved} steps"
 
-    def _append(self, name, row):
-        if self.rank == 0:
-            with open(self.path / name, "a") as file:
-                file.write(json.dumps(row) + "\n")
+    # Log and screen ----------------------------------------------------------------------------
+
+    @contextmanager
+    def timed(self, kind):
+        """Count the seconds of a kind of work."""
+        started = time.time()
+        yield
+        self.seconds[kind] += time.time() - started
 
     def log(self, i, phase, step, metrics):
         """One line of metrics.jsonl: values that the seed determines."""
         self.latest = metrics
-        self._append("metrics.jsonl", {"iteration": i, "phase": phase, "step": step} | metrics)
-
-    def phase_metrics(self, i, phase):
-        """The last metrics of a phase, from the log of rank 0; empty if there are none."""
-        file = self.path / "metrics.jsonl"
-        rows = self.read_lines("metrics.jsonl") if self.rank == 0 and file.exists() else []
-        rows = [row for row in rows if (row["iteration"], row["phase"]) == (i, phase)]
-        return rows[-1] if rows else {}
-
-    # Screen ------------------------------------------------------------------------------------
+        self.files.append("metrics.jsonl", {"iteration": i, "phase": phase, "step": step} | metrics)
 
     def say(self, line):
         if self.rank == 0:
             tqdm.write(line)
 
-    def bar(self, i, what, total):
+    def say_iteration(self, i, accuracy):
+        """The one line of an iteration."""
+        funnels = [row["funnel"] for row in self.files.read_rows("metrics.jsonl")
+                   if (row["iteration"], row["phase"]) == (i, "curriculum")] if self.rank == 0 else []
+        pool = "".join(f" | pool {funnel['pool']} -> sound and solvable {funnel['survivors']} -> curriculum "
+                       f"{funnel['curriculum']}" for funnel in funnels)
+        self.say(f"iteration {i}: held-out accuracy {100 * accuracy:.1f} %{pool or ' (base)'}")
+
+    def bar(self, i, what, total, done=0):
         self.tokens, self.bar_started = 0, time.time()
-        return tqdm(total=total, desc=f"iteration {i} {what}", disable=self.rank > 0, leave=False,
-                    dynamic_ncols=True)
+        return tqdm(total=total, initial=done, desc=f"iteration {i} {what}", disable=self.rank > 0,
+                    leave=False, dynamic_ncols=True)
 
     def advance(self, bar, count, **shown):
         """Move a progress bar on, with tokens per second since it began."""
@@ -444,32 +613,18 @@ class Run:
         bar.set_postfix(shown | {"tok/s": f"{speed:.0f}"}, refresh=False)
         bar.update(count)
 
-    def steps(self, i, phase, total):
-        """The numbers of a phase's training steps, under a progress bar; logs the time of each."""
-        with self.bar(i, phase, total) as bar:
-            for step in range(total):
-                started, before = time.time(), self.tokens
-                yield step
-                seconds = time.time() - started
-                self._append("timings.jsonl", {
-                    "iteration": i, "phase": phase, "step": step, "seconds": seconds,
-                    "sampled_tokens_per_second": (self.tokens - before) / seconds,
-                    "peak_memory_mib": peak_memory()})
-                self.advance(bar, 1, reward=f"{self.latest['reward']:.2f}")
 
-    def summarise(self):
-        """Write summary.json and print the result."""
-        if self.rank > 0:
-            return
-        rows = self.read_lines("metrics.jsonl")
-        accuracy = [row["heldout_accuracy"] for row in rows if row["phase"] == "evaluation"]
-        summary = {"preset": self.config.preset, "model": self.config.model, "seed": self.config.seed,
-                   "world_size": self.world, "wall_seconds": self.state["wall_seconds"],
-                   "heldout_accuracy": accuracy,
-                   "funnel": [row["funnel"] for row in rows if row["phase"] == "curriculum"]}
-        write_json(self.path / "summary.json", summary)
-        self.say("held-out accuracy: " + " -> ".join(f"{100 * a:.1f} %" for a in accuracy)
-                 + f"   ({summary['wall_seconds'] / 60:.1f} minutes; {self.path}/summary.json)")
+def summarise(config, files):
+    """Write summary.json and print the result."""
+    rows = files.read_rows("metrics.jsonl")
+    accuracy = [row["heldout_accuracy"] for row in rows if row["phase"] == "evaluation"]
+    summary = {"preset": config.preset, "model": config.model, "seed": config.seed,
+               "world_size": files.world, "wall_seconds": files.state["wall_seconds"],
+               "heldout_accuracy": accuracy,
+               "funnel": [row["funnel"] for row in rows if row["phase"] == "curriculum"]}
+    write_json(files.path / "summary.json", summary)
+    tqdm.write("held-out accuracy: " + " -> ".join(f"{100 * a:.1f} %" for a in accuracy)
+               + f"   ({summary['wall_seconds'] / 60:.1f} minutes; {files.path}/summary.json)")
 
 
 def peak_memory():
@@ -479,24 +634,8 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def write_json(path, value):
-    replace_file(path, json.dumps(value, indent=2) + "\n")
-
-
-def replace_file(path, text):
-    """Write a file so that a reader, or a crash, sees the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
-
-
 # ---------------------------------------------------------------------------------------------
 # Command line
-
-
-def base_path(config):
-    return tiny.PATH if config.model == "tiny" else config.model
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -506,10 +645,11 @@ class OneLineParser(argparse.ArgumentParser):
         refuse(message)
 
 
-def refuse(message):
+def refuse(message, code=2):
+    """End with one line, said by one rank."""
     if os.environ.get("RANK", "0") == "0":
         print(f"selfplay.py: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def boolean(text):
@@ -518,22 +658,37 @@ def boolean(text):
     return text.lower() == "true"
 
 
+def read_user_json(path):
+    """Content of a user's JSON file; every fault is a ValueError that names the file."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+
+
 def parse(argv):
-    """Config from the command line: the preset, with the flags that were given over it."""
+    """(Config, action) from the command line: the preset, with the flags that were given over
+    it."""
     parser = OneLineParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
+    parser.add_argument("--check", dest="action", action="store_const", const="check",
+                        help="print what the run will need and what there is, and exit")
+    parser.add_argument("--explain", dest="action", action="store_const", const="explain",
+                        help="print every setting with its source, and exit")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)     # the launcher passes it
     for field in dataclasses.fields(Config):
         if field.name != "preset":
-            parser.add_argument(f"--{field.name}", type=boolean if field.type is bool else field.type,
-                                default=argparse.SUPPRESS, help=f"paper: {field.default}")
+            switch = dict(type=boolean, nargs="?", const=True) if field.type is bool else dict(type=field.type)
+            parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS, **switch,
+                                help=f"{sources()[field.name]} (paper: {field.default})".replace("%", "%%"))
     given = vars(parser.parse_args(argv))
     given.pop("local_rank")
+    action = given.pop("action")
     config = Config(**PRESETS[given["preset"]] | given)
     problem = find_problem(config)
     if problem:
         refuse(problem)
-    return config
+    return config, action
 
 
 def find_problem(config):
@@ -546,15 +701,25 @@ def find_problem(config):
             return f"--{field.name} is {value}: it must be above 0"
     if config.epsilon >= 1:
         return f"--epsilon is {config.epsilon}: it must be below 1"
-    if config.dtype not in ("bf16", "fp32"):
-        return f"--dtype is {config.dtype!r}: choose bf16 or fp32"
-    try:
-        weights = config.domain_weights
-    except ValueError:
-        return f"--domains {config.domains!r}: write domain or domain:weight, separated by commas"
-    if not all(weights) or min(weights.values()) < 0 or sum(weights.values()) <= 0:
-        return f"--domains {config.domains!r}: names may not be empty, weights not negative or all zero"
+    for name, choices in (("dtype", ("bf16", "fp32")), ("order", ("easy_first", "shuffled"))):
+        if getattr(config, name) not in choices:
+            return f"--{name} is {getattr(config, name)!r}: choose {' or '.join(choices)}"
+    if config.shared_weights and config.freeze_generator:
+        return "--shared_weights and --freeze_generator exclude each other"
+    for name, read in (("domains", lambda: config.domain_weights), ("tools", lambda: config.own_tools),
+                       ("deepspeed", lambda: grpo.read_user_config(config))):
+        try:
+            read()
+        except ValueError as error:
+            return f"--{name} {error}"
     return directory_problem(config)
+
+
+def record(config):
+    """What config.json holds of the settings: the flags, and the content of the files they name."""
+    return {"config": dataclasses.asdict(config),
+            "files": {"domains": config.domain_weights, "tools": config.own_tools,
+                      "deepspeed": grpo.read_user_config(config)}}
 
 
 def directory_problem(config):
@@ -562,32 +727,140 @@ def directory_problem(config):
     file = config.path / "config.json"
     if not file.exists():
         return None
-    before, now = json.loads(file.read_text())["config"], dataclasses.asdict(config)
-    differing = [f"--{name} was {before.get(name)!r} and is {value!r}" for name, value in now.items()
-                 if name not in CHANGEABLE and before.get(name) != value]
+    try:
+        before = read_json(file)
+        flags, contents = before["config"], before["files"]
+    except (Refused, KeyError, TypeError):
+        return f"{file} is damaged: put back a copy, or give another --run_dir"
+    now = record(config)
+    differing = [f"--{name} was {flags.get(name)!r} and is {value!r}" for name, value in now["config"].items()
+                 if name not in CHANGEABLE and flags.get(name) != value]
+    if flags["iterations"] > config.iterations:
+        differing.append(f"--iterations was {flags['iterations']} and is {config.iterations}")
+    differing += [f"the file of --{name} has changed" for name, value in now["files"].items()
+                  if contents.get(name) != value]
     if differing:
         return f"{config.path} holds a run with other settings: {'; '.join(differing)}. Give another --run_dir"
     return None
 
 
+def sources():
+    """{setting: the comment behind it in Config}."""
+    pattern = re.compile(r"^    (\w+): \w+ = .*?# (.*)$", re.MULTILINE)
+    return dict(pattern.findall(inspect.getsource(Config)))
+
+
+def explain(config):
+    """Print every setting, its value, its source, and where it differs from the paper's."""
+    for field in dataclasses.fields(Config):
+        value = getattr(config, field.name)
+        differs = "" if value == field.default else f"   [paper preset: {field.default}]"
+        print(f"{field.name:22} {str(value):28} {sources()[field.name]}{differs}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Starting
+
+
+def on_rank0(work):
+    """Result of work() on rank 0, on every rank; what rank 0 refuses is refused on all."""
+    outcome = [None, None]
+    if lms.rank_and_world()[0] == 0:
+        try:
+            outcome[0] = work()
+        except Refused as problem:
+            outcome[1] = str(problem)
+    if lms.rank_and_world()[1] > 1:
+        dist.broadcast_object_list(outcome)
+    if outcome[1]:
+        raise Refused(outcome[1])
+    return outcome[0]
+
+
+def open_directory(config):
+    """The run's directory, claimed, seen by every rank, and brought back to its last saved step."""
+    files = Directory(config.path, *lms.rank_and_world())
+    on_rank0(files.claim)
+    holder = on_rank0(lambda: (files.path / "lock").read_text())
+    blind = [None] * files.world
+    lock = files.path / "lock"
+    blind[files.rank] = None if lock.exists() and lock.read_text() == holder else socket.gethostname()
+    if files.world > 1:
+        dist.all_gather_object(blind, blind[files.rank])
+    if any(blind):
+        raise Refused(f"{files.path.resolve()} is not on a file system that all ranks share: "
+                      f"{', '.join(sorted(set(filter(None, blind))))} does not see it")
+    told = on_rank0(files.rewind)
+    files.state = on_rank0(lambda: files.state)
+    on_rank0(lambda: write_json(files.path / "config.json", record(config) | {
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__,
+                     "deepspeed": grpo.deepspeed.__version__}}))
+    return files, told
+
+
+def start(config):
+    """The run, or what is left of it."""
+    try:
+        tokenizer = lms.load_tokenizer(config.base)
+        score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(tiny.heldout(1)[0]), curriculum.SCORES)
+        lms.checkpoint_files(config.base)
+    except ValueError as error:
+        raise Refused(f"--model {config.model}: {error}") from None
+    device = grpo.init_distributed(config.collective_timeout)
+    files, told = open_directory(config)
+    if [config.iterations, "evaluation"] not in files.state["finished"]:
+        run = Run(config, files, tokenizer, score_ids, device)
+        if told:
+            run.say(told)
+        with unharmed(run):
+            self_play(run)
+    if files.rank == 0:
+        summarise(config, files)
+
+
+@contextmanager
+def unharmed(run):
+    """Turn what can go wrong in the middle of a run into one line; what was finished stays."""
+    again = "What is finished is saved; the same command goes on from there."
+    try:
+        yield
+    except grpo.NonFinite as error:
+        i, phase, step = run.done
+        name = f"failure-rank{run.rank}.json"
+        write_json(run.files.path / name, {
+            "iteration": i, "phase": phase, "step": step, "rank": run.rank, "what": str(error),
+            "samples": [{"prompt": run.tokenizer.decode(rollout.prompt), "text": rollout.text,
+                         "ids": rollout.ids} for rollout in error.rollouts]})
+        fail(run, f"{error} is not finite in iteration {i}, {phase} step {step}, rank {run.rank}: the samples "
+                  f"are in {run.files.path / name}. Nothing was learned from them.")
+    except lms.BadCheckpoint as error:
+        raise Refused(f"{error}: put back a copy, or give another --run_dir") from None
+    except OSError as error:
+        fail(run, f"{error.filename or run.files.path} cannot be written: {error.strerror}. {again}")
+    except RuntimeError as error:
+        # Another rank ended: either the run is being stopped, or it died.
+        if run.stopper.stopping.wait(2):
+            run.stopper.join()
+        if run.world == 1 or not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        fail(run, f"rank {run.rank} lost another rank ({str(error).splitlines()[0][:200]}). {again}")
+
+
+def fail(run, message):
+    """End this rank with one line. The launcher ends the others."""
+    print(f"\nselfplay.py: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 def main(argv=None):
     warnings.filterwarnings("ignore", category=FutureWarning)
-    config = parse(argv)
+    config, action = parse(argv)
+    if action == "explain":
+        return explain(config)
     try:
-        tokenizer = lms.load_tokenizer(base_path(config))
-        sample_task = tiny.heldout(1)[0]
-        score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(sample_task), curriculum.SCORES)
-    except ValueError as error:
-        refuse(f"--model {config.model}: {error}")
-    device = grpo.init_distributed()
-    if lms.rank_and_world()[0] == 0:
-        write_json(config.path / "config.json", {
-            "config": dataclasses.asdict(config),
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__,
-                         "deepspeed": grpo.deepspeed.__version__}})
-    run = Run(config, tokenizer, score_ids, device)
-    self_play(run)
-    run.summarise()
+        start(config)
+    except Refused as problem:
+        refuse(problem)
 
 
 if __name__ == "__main__":

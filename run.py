@@ -1,0 +1,345 @@
+"""A run on disk: its directory, what is finished, its logs, and how it stops at any moment without
+losing a finished step.
+
+    config.json, state.json                    settings; what is finished (written last, atomically)
+    metrics.jsonl, samples.jsonl, timings.jsonl    logs, cut back to state.json when a run resumes
+    resume/<iteration>-<phase>-<step>/rank<n>.safetensors    the one resumable step
+    iter<i>/...                                checkpoints, pool, curriculum, answers
+    lock                                       held by rank 0 while the run lives
+
+Rank 0 writes and all ranks read: the directory must be on a file system that all machines share.
+Nothing here knows about models.
+"""
+import errno
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+LOGS = ("metrics.jsonl", "samples.jsonl", "timings.jsonl")
+FRESH = {"finished": [], "step": None, "phase_sizes": {}, "wall_seconds": 0.0}
+SAVE_SECONDS = 15          # the launcher gives its ranks 30 s to end
+
+
+class Refused(Exception):
+    """What the user has to mend, in one line."""
+
+
+def replace_file(path, text):
+    """Write a file so that a reader, or a crash, sees the old one or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with open(part, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def write_json(path, value):
+    replace_file(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_tensors(path, tensors, metadata=None):
+    """Write a safetensors file, replacing it as a whole. OSError if the disk does not take it."""
+    part = Path(path).with_suffix(".part")
+    try:
+        save_file(tensors, part, metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from None
+    os.replace(part, path)
+
+
+def read_json(path):
+    """Content of a JSON file. Refused if it is damaged."""
+    try:
+        return json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise Refused(f"{path} is damaged ({error}): put back a copy, or give another --run_dir") from None
+
+
+def read_lines(path):
+    """Rows of a .jsonl file. Refused, with the number of the line, if one is damaged."""
+    rows = []
+    with open(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                raise Refused(f"{path} is damaged in line {number}: put back a copy, or give another "
+                              "--run_dir") from None
+    return rows
+
+
+def to_lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+class Directory:
+    """The directory of a run as one rank sees it.
+
+    `state` is what state.json holds: the finished [iteration, phase] pairs; the resumable step of
+    the unfinished one, or None; the sizes of the logs at the beginning of that phase; and the
+    seconds that the run has taken so far.
+    """
+
+    def __init__(self, path, rank=0, world=1):
+        self.path, self.rank, self.world = Path(path), rank, world
+        self.since = time.time()
+        file = self.path / "state.json"
+        self.state = read_json(file) if file.exists() else json.loads(json.dumps(FRESH))
+        if set(self.state) != set(FRESH):
+            raise Refused(f"{file} is not what this version writes: give another --run_dir")
+
+    # Opening -----------------------------------------------------------------------------------
+
+    def claim(self, needed=0):
+        """Rank 0, before anything else: take the lock, and see that there is room.
+
+        Args:
+            needed: bytes that the run will write.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+        except OSError as error:
+            raise Refused(f"{self.path} cannot be written ({error.strerror}): give another --run_dir"
+                          ) from None
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise Refused(f"{self.path} needs {needed / 2**30:.1f} GiB and its disk has "
+                          f"{free / 2**30:.1f} GiB free: make room, or give another --run_dir")
+
+    def _lock(self):
+        # The lock dies with its holder. Ranks of a killed launcher need a moment to notice.
+        self.held = open(self.path / "lock", "a+")
+        for attempt in range(20):
+            try:
+                fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.5)
+        else:
+            self.held.seek(0)
+            raise Refused(f"{self.path} is in use by process {self.held.read().strip()}: wait for it, or "
+                          "give another --run_dir")
+        self.held.truncate(0)
+        self.held.write(f"{os.getpid()}\n")
+        self.held.flush()
+
+    def rewind(self):
+        """Rank 0: bring logs and left-overs back to what state.json says. Returns what to tell the
+        user, or None."""
+        step, told = self.state["step"], None
+        if step and step["world"] != self.world:
+            told = (f"iteration {step['iteration']}: the {step['phase']} phase starts again, since it ran "
+                    f"on {step['world']} ranks and now there are {self.world}")
+            self.state["step"] = step = None
+        sizes = step["sizes"] if step else self.state["phase_sizes"]
+        for name in LOGS:
+            self._cut(self.path / name, sizes.get(name, 0))
+        self.stop_file.unlink(missing_ok=True)
+        for folder in self.path.glob("resume/*"):
+            if not step or folder != self._folder(step):
+                shutil.rmtree(folder)
+        if step and not all(self._shard(step, r).exists() for r in range(self.world)):
+            raise Refused(f"{self._folder(step)} is incomplete: put back a copy, or give another --run_dir")
+        for file in self.path.glob("iter*/*.part.jsonl"):
+            if [int(file.parent.name[4:]), "curriculum"] in self.state["finished"]:
+                file.unlink()
+            else:
+                complete = file.read_bytes().rpartition(b"\n")
+                os.truncate(file, len(complete[0]) + len(complete[1]))
+        return told
+
+    def _cut(self, file, size):
+        there = file.stat().st_size if file.exists() else 0
+        if there < size:
+            raise Refused(f"{file} has lost lines ({there} of {size} bytes are left): put back a copy, or "
+                          "give another --run_dir")
+        if there > size:
+            os.truncate(file, size)
+        if size:
+            read_lines(file)
+
+    # What is finished --------------------------------------------------------------------------
+
+    def finish(self, i, phase):
+        """A phase is done: all of its files are there."""
+        self.state["finished"].append([i, phase])
+        self.state["step"] = None
+        self.state["phase_sizes"] = self._sizes()
+        self._commit()
+        if self.rank == 0:
+            shutil.rmtree(self.path / "resume", ignore_errors=True)
+            for file in (self.path / f"iter{i}").glob("*.part.jsonl"):
+                file.unlink()
+
+    def done_steps(self, i, phase):
+        """Finished training steps of a phase that was interrupted, as saved."""
+        step = self.state["step"]
+        return step["done"] if step and (step["iteration"], step["phase"]) == (i, phase) else 0
+
+    def load_step(self):
+        """This rank's tensors of the resumable step."""
+        file = self._shard(self.state["step"], self.rank)
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise Refused(f"{file} is damaged ({error}): put back a copy, or give another --run_dir") from None
+
+    def save_step(self, i, phase, done, tensors, patience):
+        """Make a finished training step the one that the run resumes from.
+
+        Each rank writes its tensors; rank 0 waits for all files, and then lets state.json point to
+        them. Nothing is collective, so that a rank can save while another one is stuck.
+
+        Args:
+            done: finished steps of the phase.
+            tensors: of this rank, {name: CPU tensor}.
+            patience: seconds to wait for the other ranks.
+
+        Returns:
+            False if a rank's file did not come.
+        """
+        step = {"iteration": i, "phase": phase, "done": done, "world": self.world}
+        file = self._shard(step, self.rank)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(file, tensors)
+        if self.rank == 0:
+            step["sizes"] = self._sizes()
+            deadline = time.time() + patience
+            while not all(self._shard(step, r).exists() for r in range(self.world)):
+                if time.time() > deadline:
+                    return False
+                time.sleep(0.01)
+            before, self.state["step"] = self.state["step"], step
+            self._commit()
+            if before and self._folder(before) != self._folder(step):
+                shutil.rmtree(self._folder(before))
+        return True
+
+    def _folder(self, step):
+        return self.path / "resume" / f"{step['iteration']}-{step['phase']}-{step['done']}"
+
+    def _shard(self, step, rank):
+        return self._folder(step) / f"rank{rank}.safetensors"
+
+    def _sizes(self):
+        return {name: (self.path / name).stat().st_size for name in LOGS if (self.path / name).exists()}
+
+    def _commit(self):
+        now = time.time()
+        self.state["wall_seconds"] += now - self.since
+        self.since = now
+        if self.rank == 0:
+            write_json(self.path / "state.json", self.state)
+
+    # Files -------------------------------------------------------------------------------------
+
+    @property
+    def stop_file(self):
+        """There while the run is being stopped: a rank that got the signal tells the others."""
+        return self.path / "stop"
+
+    def append(self, name, *rows):
+        """Add rows to a .jsonl file."""
+        if self.rank == 0:
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path / name, "a") as file:
+                file.write(to_lines(rows))
+
+    def write_rows(self, name, rows):
+        """Write a .jsonl file, replacing it as a whole."""
+        if self.rank == 0:
+            replace_file(self.path / name, to_lines(rows))
+
+    def read_rows(self, name):
+        """Rows of a .jsonl file; [] if it is not there."""
+        return read_lines(self.path / name) if (self.path / name).exists() else []
+
+    def kept_rows(self, name, chunk):
+        """What an interrupted phase has written of a .part.jsonl file, cut to whole chunks of
+        rows."""
+        rows = self.read_rows(name)
+        whole = rows[:len(rows) - len(rows) % chunk]
+        if len(whole) < len(rows):
+            self.write_rows(name, whole)
+        return whole
+
+
+class Stopper(threading.Thread):
+    """Ends the process in order on Ctrl-C, SIGTERM, or when the launcher is gone.
+
+    A thread of its own: the main thread may hang in a collective, where Python runs no signal
+    handler.
+
+    Attributes:
+        critical: lock held by the main thread while weights and logs change together.
+        stopping: set once the end has begun.
+    """
+
+    def __init__(self, directory, save, launched):
+        """
+        Args:
+            directory: the run's Directory.
+            save: function without arguments that saves the last finished step and returns a
+                sentence.
+            launched: whether a launcher started this process.
+        """
+        super().__init__(daemon=True)
+        self.directory, self.save = directory, save
+        self.critical, self.stopping = threading.RLock(), threading.Event()
+        self.ancestors = ancestors() if launched else None
+        self.launched = launched
+        self.pipe, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        signal.set_wakeup_fd(write_end)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)      # the thread reads the signal from the pipe
+        self.start()
+
+    def run(self):
+        while True:
+            ready, _, _ = select.select([self.pipe], [], [], 0.3)
+            if ready:
+                self.stop(os.read(self.pipe, 1)[0])
+            elif self.directory.stop_file.exists() or (self.launched and ancestors() != self.ancestors):
+                self.stop(signal.SIGTERM)
+
+    def stop(self, number):
+        """Save and end the process with the exit code that shells give to the signal."""
+        self.stopping.set()
+        with suppress(OSError):
+            self.directory.stop_file.touch()
+        # A step that is changing the weights right now is finished first.
+        sentence = "a step was under way"
+        if self.critical.acquire(timeout=SAVE_SECONDS):
+            try:
+                sentence = self.save()
+            except OSError as error:
+                sentence = f"the last step could not be saved ({error})"
+        if self.directory.rank == 0:
+            print(f"\nstopped: {sentence}. The same command goes on from there.", file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+
+def ancestors():
+    """(parent, grandparent) process ids. Under the launcher they are its two processes."""
+    parent = os.getppid()
+    try:
+        fields = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()
+        return parent, int(fields[1])
+    except OSError:          # no such process, or no /proc
+        return parent, 0
