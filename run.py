@@ -121,10 +121,10 @@ class Directory:
             raise Refused(f"{self.path} needs {needed / 2**30:.1f} GiB and its disk has "
                           f"{free / 2**30:.1f} GiB free: make room, or give another --run_dir")
 
-    def _lock(self):
+    def _lock(self, attempts=20):
         # The lock dies with its holder. Ranks of a killed launcher need a moment to notice.
         self.held = open(self.path / "lock", "a+")
-        for attempt in range(20):
+        for _ in range(attempts):
             try:
                 fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break

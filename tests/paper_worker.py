@@ -22,13 +22,14 @@ def main():
                  "--learning_rate", "1e-3"]
     selfplay.main(arguments)      # all phases; no task survives, so the Solver stays as it is
 
-    config = selfplay.parse(arguments[:6] + arguments[6:])
-    run = selfplay.Run(config, selfplay.lms.load_tokenizer(model), [0] * 5, torch.device("cpu"))
+    config, _ = selfplay.parse(arguments)
+    files = selfplay.Directory(run_dir)
+    run = selfplay.Run(config, files, selfplay.lms.load_tokenizer(model), [0] * 5, torch.device("cpu"))
     before = load_file(f"{run_dir}/iter1/solver/model.safetensors")
     tasks = tiny.heldout(4)
     for task in tasks:
         task.pass_rate = 0.5
-    run.write_lines("iter1/curriculum.jsonl", map(selfplay.dataclasses.asdict, tasks))
+    run.files.write_rows("iter1/curriculum.jsonl", map(selfplay.dataclasses.asdict, tasks))
     solver.reward = lambda text, gold: {"format": float(len(text)), "accuracy": 0.0}
     run.save = lambda role, i: None
     selfplay.train_solver(run, 1)

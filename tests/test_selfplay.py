@@ -1,45 +1,26 @@
 """The command line, and complete small runs: both launchers, resume, determinism, the paper's path."""
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 import selfplay
 import tiny
+from conftest import ROOT, SMALL, call, lines
 
-ROOT = tiny.PATH.parent
 QWEN = ROOT.parent / "shared" / "tokenizers" / "Qwen2.5-1.5B-Instruct"      # development data, if present
-SMALL = ["--generator_steps", "2", "--solver_steps", "2", "--generator_prompts", "4",
-         "--solver_prompts", "4", "--group_size", "4", "--probes", "2", "--pool_size", "48",
-         "--verify_samples", "4", "--curriculum_size", "8", "--heldout_tasks", "24"]
-
-
-def call(*command, ok=True):
-    """Run a command in the project's directory; returns its output."""
-    env = {name: value for name, value in os.environ.items()
-           if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
-    env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, env=env, text=True, timeout=300,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert not ok or done.returncode == 0, done.stdout[-4000:]
-    return done.stdout if ok else (done.returncode, done.stdout)
-
-
-def lines(path):
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 @pytest.mark.parametrize("arguments, named", [
     (["--nonsense", "1"], "--nonsense"), (["--preset", "huge"], "huge"), (["--group_size", "1"], "--group_size"),
     (["--learning_rate", "-1"], "--learning_rate"), (["--learning_rate", "nan"], "--learning_rate"),
     (["--pool_size", "many"], "many"), (["--dtype", "fp16"], "fp16"), (["--domains", "travel:x"], "--domains"),
-    (["--domains", ""], "--domains"), (["--gradient_checkpointing", "maybe"], "maybe")])
+    (["--domains", "nowhere.json"], "nowhere.json"), (["--gradient_checkpointing", "maybe"], "maybe"),
+    (["--order", "random"], "--order"), (["--tools", "nowhere.json"], "nowhere.json"),
+    (["--deepspeed", "nowhere.json"], "nowhere.json"), (["--shared_weights", "--freeze_generator"], "exclude")])
 def test_bad_settings_are_one_line(arguments, named, capsys):
     with pytest.raises(SystemExit) as stop:
         selfplay.parse(arguments)
@@ -64,7 +45,7 @@ def test_a_model_without_chat_template_is_refused(tmp_path, capsys):
 
 
 def test_paper_preset_has_the_papers_values():
-    config = selfplay.parse(["--preset", "paper", "--run_dir", "runs/nowhere"])
+    config, _ = selfplay.parse(["--preset", "paper", "--run_dir", "runs/nowhere"])
     assert (config.iterations, config.generator_steps, config.solver_steps) == (3, 50, 50)
     assert (config.generator_prompts * config.group_size, config.solver_prompts * config.group_size) == (24, 32)
     assert (config.pool_size, config.curriculum_size, config.probes, config.verify_samples) == (10000, 2000, 8, 10)
@@ -78,14 +59,8 @@ def test_every_setting_is_read():
         assert f"config.{field.name}" in source or f"self.{field.name}" in source, field.name
 
 
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs") / "small"
-    call(sys.executable, "selfplay.py", "--run_dir", path, "--iterations", 1, *SMALL)
-    return path
-
-
-def test_a_small_run_leaves_everything(run_dir):
+def test_a_small_run_leaves_everything(small_run):
+    run_dir = small_run
     summary = json.loads((run_dir / "summary.json").read_text())
     assert len(summary["heldout_accuracy"]) == 2 and summary["funnel"][0]["pool"] == 48
     pool = lines(run_dir / "iter1/pool.jsonl")
@@ -95,42 +70,29 @@ def test_a_small_run_leaves_everything(run_dir):
     chosen = lines(run_dir / "iter1/curriculum.jsonl")
     assert len(chosen) == funnel["curriculum"] == sum(row["kept"] for row in pool)
     phases = [row["phase"] for row in lines(run_dir / "metrics.jsonl")]
-    assert phases == ["evaluation"] + ["generator"] * 2 + ["curriculum"] + ["solver"] * 2 + ["evaluation"]
-    assert len(lines(run_dir / "samples.jsonl")) == 8 and len(lines(run_dir / "timings.jsonl")) == 4
+    assert phases == ["evaluation"] + ["generator"] * 4 + ["curriculum"] + ["solver"] * 3 + ["evaluation"]
+    assert len(lines(run_dir / "samples.jsonl")) == 14 and len(lines(run_dir / "timings.jsonl")) == 7
+    assert all({"before", "after", "bucket"} <= set(row) for row in lines(run_dir / "iter1/examples.jsonl"))
     for role in ("generator", "solver"):
         weights = load_file(run_dir / "iter1" / role / "model.safetensors")
         assert {str(weight.dtype) for weight in weights.values()} == {"torch.float32"}
 
 
-def test_a_trained_checkpoint_evaluates_alone(run_dir):
-    output = call(sys.executable, "eval.py", "--model", run_dir / "iter1/solver")
+def test_a_trained_checkpoint_evaluates_alone(small_run):
+    output = call(sys.executable, "eval.py", "--model", small_run / "iter1/solver")
     assert "% of 500 right" in output
 
 
-def test_resume_redoes_only_what_is_unfinished(run_dir, tmp_path):
-    """As after an interruption in the Solver's phase: the end is the same, and what was finished is not touched."""
-    path = tmp_path / "run"
-    shutil.copytree(run_dir, path)
-    state = json.loads((path / "state.json").read_text())
-    state["finished"] = state["finished"][:3]
-    (path / "state.json").write_text(json.dumps(state))
-    before = (path / "iter1/generator/model.safetensors").stat().st_mtime_ns
-    call(sys.executable, "selfplay.py", "--run_dir", path, "--iterations", 1, *SMALL)
-    assert (path / "iter1/generator/model.safetensors").stat().st_mtime_ns == before
-    assert (path / "metrics.jsonl").read_text() == (run_dir / "metrics.jsonl").read_text()
-    assert (path / "samples.jsonl").read_text() == (run_dir / "samples.jsonl").read_text()
-
-
-def test_a_finished_run_prints_its_summary_and_other_settings_are_refused(run_dir):
-    output = call(sys.executable, "selfplay.py", "--run_dir", run_dir, "--iterations", 1, *SMALL)
+def test_a_finished_run_prints_its_summary_and_other_settings_are_refused(small_run):
+    output = call(sys.executable, "selfplay.py", "--run_dir", small_run, *SMALL)
     assert "held-out accuracy:" in output
-    code, output = call(sys.executable, "selfplay.py", "--run_dir", run_dir, *SMALL, "--seed", 7, ok=False)
+    code, output = call(sys.executable, "selfplay.py", "--run_dir", small_run, *SMALL, "--seed", 7, ok=False)
     assert code == 2 and "--seed was 0 and is 7" in output and "--iterations" not in output
 
 
 def test_two_ranks_under_the_launcher(tmp_path):
     call("deepspeed", "--num_gpus", 2, "--master_port", 29613, "selfplay.py", "--run_dir", tmp_path / "run",
-         "--iterations", 1, *SMALL)
+         *SMALL)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["world_size"] == 2 and len(summary["heldout_accuracy"]) == 2
 

@@ -1,0 +1,186 @@
+"""Before a long run: what it will need and what there is. While it runs, if asked: do the
+invariants hold?
+
+    python selfplay.py --preset paper --check      # one table, no weights loaded
+    python selfplay.py --assert_invariants         # every step is checked
+    python check.py                                # the README's table of memory per GPU
+
+The forecast adds up tensors that are there at the same time:
+
+    always       parameters, masters, Adam, gradients (each a shard), sampling copy, frozen opponent
+    sampling     KV cache of the rows that are decoded together
+    training     gathered parameters, activations and logits of a micro-batch
+"""
+import os
+import shutil
+from types import SimpleNamespace
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Qwen2Config
+
+import curriculum
+import model as lms
+import tiny
+from grpo import group_advantages
+
+GIB = 2**30
+LIVE_PARAMETERS = 10**9      # DeepSpeed's stage3_max_live_parameters: gathered at the same time
+QWEN = {  # hidden_size, intermediate_size, layers, heads, key-value heads
+    "0.5B": (896, 4864, 24, 14, 2), "1.5B": (1536, 8960, 28, 12, 2), "3B": (2048, 11008, 36, 16, 2),
+}
+
+
+def qwen_shape(size):
+    """Configuration of a Qwen2.5-Instruct model, from its published shape."""
+    hidden, inner, layers, heads, kv_heads = QWEN[size]
+    return Qwen2Config(vocab_size=151_936, hidden_size=hidden, intermediate_size=inner,
+                       num_hidden_layers=layers, num_attention_heads=heads,
+                       num_key_value_heads=kv_heads, tie_word_embeddings=True)
+
+
+def count_parameters(shape):
+    """Parameters of an architecture; no memory is taken."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(shape).parameters())
+
+
+def forecast(shape, config, world):
+    """Peak bytes per GPU by part, in the order of the module's docstring.
+
+    Args:
+        shape: a transformers configuration.
+        config: selfplay.Config.
+        world: number of GPUs.
+
+    Returns:
+        {part: bytes}; "peak" is what must fit: the constant parts and the larger of the two phases.
+    """
+    N, two = count_parameters(shape), 2 if config.dtype == "bf16" else 4
+    T = config.max_prompt + config.max_completion
+    head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    kv_row = 2 * two * shape.num_hidden_layers * shape.num_key_value_heads * head * T
+    tokens = config.micro_batch * T
+    inside_layer = tokens * two * (12 * shape.hidden_size + 4 * shape.intermediate_size)
+    kept = tokens * two * shape.hidden_size * shape.num_hidden_layers
+    parts = {
+        "parameters": two * N / world, "fp32 masters": 4 * N / world, "Adam": 8 * N / world,
+        "gradients": 4 * N / world, "sampling copy": two * N, "frozen opponent": two * N,
+        "KV cache": config.sample_rows * kv_row,
+        "gathered": two * min(N, LIVE_PARAMETERS),
+        "activations": kept + inside_layer if config.gradient_checkpointing
+                       else inside_layer * shape.num_hidden_layers,
+        "logits": 4 * 3 * min(lms.LOGITS_AT_ONCE, config.micro_batch * config.max_completion
+                              * shape.vocab_size)}
+    training = parts["gathered"] + parts["activations"] + parts["logits"]
+    always = sum(list(parts.values())[:6])
+    return parts | {"peak": always + max(parts["KV cache"], training)}
+
+
+def disk_bytes(parameters, iterations):
+    """What a run writes at most: two fp32 checkpoints an iteration, and two resumable states while
+    one replaces the other."""
+    return iterations * 2 * 4 * parameters + 2 * 12 * parameters + 2**26
+
+
+def host_bytes(parameters):
+    """Host memory of a GPU machine beside the processes: the mapped checkpoint, shared by all
+    ranks, and the fp32 weights that rank 0 gathers to write one."""
+    return 4 * parameters + 4 * parameters
+
+
+def report(config):
+    """Print what the run needs and what there is."""
+    shape = AutoConfig.from_pretrained(config.base)
+    tokenizer = lms.load_tokenizer(config.base)
+    N = count_parameters(shape)
+    worlds = sorted({1, 2, 4, 8, int(os.environ.get("WORLD_SIZE", 1))})
+    columns = [forecast(shape, config, world) for world in worlds]
+    print(f"{config.model}: {N:,} parameters in {config.dtype}\n")
+    print(f"{'GiB per GPU':18}" + "".join(f"{f'{world} GPU':>9}" for world in worlds))
+    for part in columns[0]:
+        print(f"{part:18}" + "".join(f"{column[part] / GIB:9.2f}" for column in columns))
+    folder = config.path if config.path.exists() else "."
+    print(f"\n{'host memory':18}{host_bytes(N) / GIB:9.2f} GiB a machine; there are "
+          f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_AVPHYS_PAGES') / GIB:.1f} free")
+    print(f"{'disk':18}{disk_bytes(N, config.iterations) / GIB:9.2f} GiB; there are "
+          f"{shutil.disk_usage(folder).free / GIB:.1f} free")
+    for n in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(n)
+        print(f"{f'GPU {n}':18}{free / GIB:9.2f} of {total / GIB:.1f} GiB free")
+    if not torch.cuda.is_available():
+        print(f"{'GPU':18}none: everything above lies in host memory, on every rank")
+    print(*model_lines(config, shape, tokenizer), sep="\n")
+
+
+def model_lines(config, shape, tokenizer):
+    """What is read from the model's files, and what is ignored, as lines."""
+    try:
+        generation = GenerationConfig.from_pretrained(config.base)
+    except OSError:
+        generation = GenerationConfig()
+    eos = lms.eos_ids(SimpleNamespace(config=shape, generation_config=generation), tokenizer)
+    ignored = {name: value for name in ("temperature", "top_p", "top_k", "repetition_penalty")
+               if (value := getattr(generation, name, None)) not in (None, 1.0)}
+    messages = curriculum.judge_prompt(tiny.heldout(1)[0])
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
+                                         date_string="01 Jan 2026")
+    back = tokenizer.decode(lms.encode_chat(tokenizer, messages))
+    digits = lms.choice_ids(tokenizer, messages, curriculum.SCORES)
+    return [f"{'EOS ids':18}" + ", ".join(f"{i} {tokenizer.convert_ids_to_tokens(i)}" for i in eos),
+            f"{'chat template':18}" + ("survives the tokenizer" if back == text
+                                       else "does NOT survive the tokenizer: look at its special tokens"),
+            f"{'sampler':18}temperature 1 in training, {config.probe_temperature} for probes and pool, greedy "
+            f"in evaluation; top-p 1, no top-k; ignored of the model's own settings: {ignored or 'nothing'}",
+            f"{'judge':18}the scores 1 to 5 are the tokens {', '.join(map(str, digits))}",
+            f"{'C++ compiler':18}{shutil.which('c++') or shutil.which('g++') or 'none'} (not needed)"]
+
+
+# ---------------------------------------------------------------------------------------------
+# Invariants of a training step
+
+
+def check_step(config, groups, reward_PG, eos, metrics):
+    """AssertionError unless a step's samples, advantages and log-probs are what GRPO assumes."""
+    sums = group_advantages(reward_PG).sum(1).abs()
+    assert sums.max() < 1e-3, f"the advantages of a group sum to {sums.max():.5f}, not to 0"
+    for rollout in (rollout for group in groups for rollout in group):
+        ends = [n for n, token in enumerate(rollout.ids) if token in eos]
+        if rollout.finished:
+            assert ends == [len(rollout.ids) - 1], "a finished completion does not end at its first EOS"
+        else:
+            assert not ends and len(rollout.ids) == config.max_completion, "a cut completion is not full"
+    limit = 1e-4 if config.dtype == "fp32" else 0.02
+    assert metrics["sampler_gap"] < limit, f"sampler and trainer differ by {metrics['sampler_gap']:.4f} nats"
+    if config.inner_updates == 1:
+        assert metrics["clip_share"] == 0, "a ratio is not 1 with one inner update"
+
+
+def check_copy(model, masters):
+    """AssertionError unless a copy holds the masters' weights, rounded to its own type.
+
+    Args:
+        model: the sampling copy.
+        masters: {name: fp32 CPU tensor}; empty on all ranks but 0.
+    """
+    copies = dict(model.named_parameters())
+    for name, weight in masters.items():
+        copy = copies[name].detach().cpu()
+        assert torch.equal(copy, weight.to(copy.dtype)), f"the sampling copy differs in {name}"
+
+
+def readme_table(config):
+    """Markdown: peak GiB per GPU of the paper's models on 1, 2, 4 and 8 GPUs, with the parts on 1."""
+    columns = {size: qwen_shape(size) for size in QWEN}
+    first = {size: forecast(shape, config, 1) for size, shape in columns.items()}
+    lines = ["| GiB per GPU | " + " | ".join(f"Qwen2.5-{size}" for size in QWEN) + " |", "|---|---|---|---|"]
+    lines += [f"| {part} (1 GPU) | " + " | ".join(f"{first[size][part] / GIB:.1f}" for size in QWEN) + " |"
+              for part in list(first["0.5B"])[:-1]]
+    for world in (1, 2, 4, 8):
+        peaks = [forecast(shape, config, world)["peak"] for shape in columns.values()]
+        lines.append(f"| **peak, {world} GPU** | " + " | ".join(f"{peak / GIB:.1f}" for peak in peaks) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from selfplay import Config
+    print(readme_table(Config()))

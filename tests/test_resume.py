@@ -1,0 +1,201 @@
+"""Interrupted, starved, damaged: a run ends as if nothing had happened, or says in one line what to do."""
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+
+import pytest
+
+import run as runs
+from conftest import ROOT, SMALL, call, kill_group, lines, start
+
+KEPT = ("metrics.jsonl", "samples.jsonl", "iter1/pool.jsonl", "iter1/curriculum.jsonl", "iter1/examples.jsonl",
+        "iter1/generator/model.safetensors", "iter1/solver/model.safetensors", "iter1/heldout.jsonl")
+
+
+def same(path, reference):
+    """Which files of two runs differ."""
+    return [name for name in KEPT if (path / name).read_bytes() != (reference / name).read_bytes()]
+
+
+def selfplay(path, *more):
+    return sys.executable, "selfplay.py", "--run_dir", path, *SMALL, *more
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def steps_logged(path):
+    file = path / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def kill_at_random(command, path, reference, times, rng):
+    """Start a run, kill -9 all of it at a random moment, and so on; then let it end."""
+    took = json.loads((reference / "summary.json").read_text())["wall_seconds"]
+    for _ in range(times):
+        process = start(*command)
+        wait_for(lambda: process.poll() is not None or (path / "config.json").exists())
+        time.sleep(rng.uniform(0, took))
+        kill_group(process)
+        process.wait()
+    call(*command)
+
+
+def test_killed_at_three_moments_it_ends_the_same(small_run, tmp_path):
+    kill_at_random(selfplay(tmp_path / "run"), tmp_path / "run", small_run, 3, random.Random(time.time_ns()))
+    assert same(tmp_path / "run", small_run) == []
+    assert not list((tmp_path / "run").glob("**/*.part*")) and not (tmp_path / "run/resume").exists()
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments_it_ends_the_same(small_run, tmp_path):
+    rng = random.Random(time.time_ns())
+    for n in range(10):
+        path = tmp_path / f"run{n}"
+        kill_at_random(selfplay(path), path, small_run, 2, rng)
+        assert same(path, small_run) == []
+
+
+@pytest.mark.parametrize("phase", ["generator", "solver"])
+def test_sigterm_saves_the_last_finished_step(small_run, tmp_path, phase):
+    """In the middle of a phase, between two of its periodic saves."""
+    path = tmp_path / "run"
+    rows = [row["phase"] for row in lines(small_run / "metrics.jsonl")]
+    process = start(*selfplay(path, "--save_every", 100))
+    wait_for(lambda: steps_logged(path) >= rows.index(phase) + 1)
+    asked = time.time()
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=30)[0]
+    assert time.time() - asked < 20 and process.returncode == 128 + signal.SIGTERM
+    assert f"iteration 1 {phase} is saved after" in output and "The same command goes on" in output
+    state = json.loads((path / "state.json").read_text())
+    assert state["step"]["phase"] == phase and state["step"]["done"] >= 1
+    call(*selfplay(path))
+    assert same(path, small_run) == []
+
+
+def test_two_ranks_resume_after_the_launcher_is_killed(tmp_path):
+    """The ranks notice, save and end; with another number of ranks the phase starts again."""
+    whole, path = tmp_path / "whole", tmp_path / "run"
+    launch = ("deepspeed", "--num_gpus", 2, "--master_port", 29621, "selfplay.py", *SMALL, "--run_dir")
+    call(*launch, whole)
+    process = start(*launch, path)
+    wait_for(lambda: steps_logged(path) >= 2)
+    process.kill()
+    lock = runs.Directory(path)
+    wait_for(lambda: is_free(path), 25)
+    assert lock.path == path and json.loads((path / "state.json").read_text())["step"]["world"] == 2
+    kill_group(process)
+    shutil.copytree(path, tmp_path / "other")
+    call(*launch, path)
+    assert same(path, whole) == []
+    output = call(*selfplay(tmp_path / "other"))
+    assert "starts again, since it ran on 2 ranks and now there are 1" in output
+
+
+def is_free(path):
+    try:
+        runs.Directory(path)._lock(attempts=1)
+    except runs.Refused:
+        return False
+    return True
+
+
+def test_a_second_run_on_one_directory_is_refused(tmp_path):
+    path = tmp_path / "run"
+    process = start(*selfplay(path))
+    wait_for((path / "config.json").exists)
+    code, output = call(*selfplay(path), ok=False)
+    assert code == 2 and "is in use by process" in output and "Traceback" not in output
+    process.kill()
+    process.wait()
+    assert is_free(path)
+
+
+@pytest.fixture
+def stopped(small_run, tmp_path):
+    """A copy of the run as an interruption in the Solver's phase leaves it, and its settings."""
+    path = tmp_path / "run"
+    shutil.copytree(small_run, path)
+    state = json.loads((path / "state.json").read_text())
+    state["finished"] = state["finished"][:3]
+    state["phase_sizes"]["metrics.jsonl"] = len("".join(
+        json.dumps(row) + "\n" for row in lines(path / "metrics.jsonl") if row["phase"] != "solver"
+        and (row["iteration"], row["phase"]) != (1, "evaluation")))
+    state["phase_sizes"]["samples.jsonl"] = len("".join(
+        json.dumps(row) + "\n" for row in lines(path / "samples.jsonl") if row["phase"] != "solver"))
+    state["phase_sizes"]["timings.jsonl"] = 0
+    (path / "state.json").write_text(json.dumps(state))
+    return path
+
+
+def test_resume_redoes_only_what_is_unfinished(stopped, small_run):
+    before = (stopped / "iter1/generator/model.safetensors").stat().st_mtime_ns
+    call(*selfplay(stopped))
+    assert (stopped / "iter1/generator/model.safetensors").stat().st_mtime_ns == before
+    assert same(stopped, small_run) == []
+
+
+def damage(path, name):
+    file = path / name
+    file.write_bytes(file.read_bytes()[:-20] if name.endswith("safetensors") else
+                     file.read_bytes()[:len(file.read_bytes()) // 2])
+
+
+@pytest.mark.parametrize("name, says", [
+    ("state.json", "state.json is damaged"), ("config.json", "config.json is damaged"),
+    ("metrics.jsonl", "metrics.jsonl has lost lines"), ("iter1/curriculum.jsonl", "is damaged in line"),
+    ("iter1/generator/model.safetensors", None)])
+def test_a_damaged_file_is_named_in_one_line(stopped, name, says):
+    if says is None:      # the Generator's weights are read when the curriculum is built
+        state = json.loads((stopped / "state.json").read_text())
+        state["finished"] = state["finished"][:2]
+        (stopped / "state.json").write_text(json.dumps(state))
+        says = "model.safetensors is damaged"
+    damage(stopped, name)
+    left = {file: file.read_bytes() for file in stopped.glob("**/*.json*")}
+    code, output = call(*selfplay(stopped), ok=False)
+    said = [line for line in output.splitlines() if line.startswith("selfplay.py:")]
+    assert code == 2 and len(said) == 1 and says in said[0] and "Traceback" not in output
+    for file, content in left.items():
+        if file.name not in ("config.json", "timings.jsonl", "samples.jsonl"):
+            assert file.read_bytes()[:len(content)] == content[:file.stat().st_size], file
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(small_run, tmp_path):
+    """A limit on file sizes stands for the disk: the pool is small enough, a checkpoint is not."""
+    path = tmp_path / "run"
+    code, output = call(*selfplay(path), ok=False, preexec_fn=lambda: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (2**20, 2**20)))
+    said = [line for line in output.splitlines() if line.startswith("selfplay.py:")]
+    assert code == 1 and len(said) == 1 and "cannot be written" in said[0] and "Traceback" not in output
+    call(*selfplay(path))
+    assert same(path, small_run) == []
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    code, output = call(*selfplay(tmp_path / "file" / "run"), ok=False)
+    assert code == 2 and "cannot be written" in output and "Traceback" not in output
+
+
+def test_a_number_that_is_not_finite_stops_with_the_samples(tmp_path):
+    code, output = call(sys.executable, ROOT / "tests/nan_worker.py", *selfplay(tmp_path / "run")[2:], ok=False)
+    assert code == 1 and "the gradient is not finite in iteration 1, generator step 1, rank 0" in output
+    failure = json.loads((tmp_path / "run/failure-rank0.json").read_text())
+    assert failure["step"] == 1 and len(failure["samples"]) == 12 and "Traceback" not in output
+
+
+def test_json_lines_are_read_with_the_number_of_a_bad_one(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(runs.Refused, match="line 2"):
+        runs.read_lines(tmp_path / "rows.jsonl")
