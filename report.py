@@ -19,6 +19,7 @@ import curriculum
 
 ROLES = {"generator": "Generator", "solver": "Solver"}
 ERRORS = ("format", "structural", "semantic")
+FATES = {"kept": "in the curriculum", "spare": "sound, spare"}
 KINDS = ("sampling", "probing", "training", "sync")
 PARTS = {"generator": ("format", "validity", "curriculum"), "solver": ("format", "accuracy")}
 
@@ -219,20 +220,30 @@ def panels(run):
     return [panel for panel, there in wanted if there]
 
 
-def title(axes, text, note=""):
-    axes.set_title(text, loc="left", fontsize=9.5, fontweight="bold", color="#222222")
-    axes.set_title(note, loc="right", fontsize=7.5, color=GREY)
+def title(axes, text, note):
+    """A bold title with a grey line under it: the unit, or how to read the panel."""
+    axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color="#222222", pad=17).set_in_layout(False)
+    grey = axes.annotate(note, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points",
+                         fontsize=8, color="#777777")
+    grey.set_in_layout(False)      # else long lines would push the panels apart
 
 
-def percent(axes, top=None):
-    """A vertical axis of shares, written as percentages, from 0."""
-    axes.set_ylim(0, top)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+def percent(axes, whole=False, room=1.35):
+    """A vertical axis of shares, written as percentages, from 0, with room for a legend on top.
+
+    Args:
+        whole: up to 100 %; else up to the greatest value drawn.
+    """
+    axes.yaxis.get_major_locator().set_params(nbins=5, steps=[1, 2, 5, 10])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+    if whole:
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.set_ylim(0, room * (1 if whole else max(axes.dataLim.y1, 0.01)))
 
 
-def legend(axes, **places):
-    axes.legend(fontsize=7.5, frameon=False, handlelength=1.4, labelcolor="#333333",
-                **{"loc": "best", "borderaxespad": 0.2, "labelspacing": 0.25} | places)
+def legend(axes, columns=2, **more):
+    axes.legend(**{"fontsize": 7.5, "frameon": False, "handlelength": 1.3, "labelcolor": "#333333", "ncols": columns,
+                   "loc": "upper left", "borderaxespad": 0.1, "labelspacing": 0.25, "columnspacing": 1} | more)
 
 
 def iteration_axis(axes, run):
@@ -279,40 +290,41 @@ def heldout_panel(axes, run):
                       color=SHADES["solver"][2])
     axes.set_xlim(-0.25, max(x) + 0.45)
     axes.set_xticks(x, ["base" if i == 0 else f"Solver {i}" for i in x])
-    percent(axes, 1)
+    percent(axes, whole=True, room=1)
 
 
 def errors_panel(axes, run):
-    title(axes, "Held-out answers by kind")
+    title(axes, "Held-out answers by kind", "share of answers, base and Solvers")
     bottom = dict.fromkeys(run.heldout, 0.0)
     for kind, color in zip((None, *reversed(ERRORS)), (SHADES["solver"][0], *reversed(ERROR_SHADES))):
         shares = {i: mean(row["error"] == kind for row in rows) for i, rows in run.heldout.items()}
         axes.bar(list(shares), list(shares.values()), bottom=list(bottom.values()), width=0.62, color=color,
                  label=f"wrong: {kind}" if kind else "right")
         bottom = {i: bottom[i] + share for i, share in shares.items()}
-    axes.set_xticks(list(bottom), ["base" if i == 0 else f"Solver {i}" for i in bottom])
-    axes.set_xlim(-0.5, max(bottom) + 1.75)
-    percent(axes, 1)
+    axes.set_xticks(list(bottom), [i or "base" for i in bottom])
+    percent(axes, whole=True, room=1)
+    axes.set_xlim(-0.5, 1.6 * len(bottom))
     handles, labels = axes.get_legend_handles_labels()
-    legend(axes, handles=handles[::-1], labels=labels[::-1], loc="center right")
+    legend(axes, 1, handles=handles[::-1], labels=labels[::-1], loc="center right")
 
 
 def solver_panel(axes, run):
-    title(axes, "Solver: reward parts", "tasks go from easy to hard in each iteration")
+    title(axes, "Solver: reward parts", "tasks get harder; dashed: their pass rates before, sampled cooler")
     iteration_axis(axes, run)
+    line(axes, run, "solver", "task_pass_rate", "pass rate before", color=GREY, linestyle="--")
     for key, label, color in zip(("reward_accuracy", "reward_format", "right"),
                                  ("accuracy", "format", "exactly right"), SHADES["solver"]):
         line(axes, run, "solver", key, label, color=color)
-    percent(axes, 1.02)
+    percent(axes, whole=True)
     legend(axes)
 
 
 def generator_panel(axes, run):
-    title(axes, "Generator: reward parts")
+    title(axes, "Generator: reward parts", "mean over completions")
     iteration_axis(axes, run)
     for part, color in zip(PARTS["generator"], SHADES["generator"]):
         line(axes, run, "generator", f"reward_{part}", part, color=color)
-    percent(axes, 1.02)
+    percent(axes, whole=True)
     legend(axes)
 
 
@@ -323,7 +335,7 @@ def tasks_panel(axes, run):
                                  ("fully valid", "pass rate in the band", "m tools, as asked",
                                   "n calls, as asked"), SHADES["generator"]):
         line(axes, run, "generator", key, label, color=color)
-    percent(axes, 1.02)
+    percent(axes, whole=True)
     legend(axes)
 
 
@@ -340,12 +352,11 @@ def funnel_panel(axes, run):
         axes.barh([k + n * height for k in range(len(names))], shown, height=height * 0.9, label=f"iteration {i}",
                   color=SHADES["generator"][0], alpha=(n + 1) / len(fates))
     axes.set_yticks([k + 0.4 - height / 2 for k in range(len(names))],
-                    [{"kept": "in the curriculum", "spare": "sound, not chosen"}.get(name, name.replace("_", " "))
-                     for name in names])
+                    [FATES.get(name, name.replace("_", " ")) for name in names])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    legend(axes, loc="lower right")
+    legend(axes, 1, loc="lower right")
 
 
 def rates_panel(i):
@@ -357,26 +368,26 @@ def rates_panel(i):
             samples = run.config["probes"]
             (first, none_first), (last, none_last) = histogram(before, samples), histogram(after, samples)
             x = [k / samples for k in range(samples + 1)]
-            axes.bar(x, last, width=0.8 / samples, color=SHADES["generator"][0], label="last quarter of its steps")
+            axes.bar(x, last, width=0.8 / samples, color=SHADES["generator"][0], label="last quarter")
             axes.step([v - 0.5 / samples for v in x] + [1 + 0.5 / samples], first + first[-1:], where="post",
-                      color="#444444", linewidth=1.3, label="first quarter")
-            note = f"no task: {100 * none_first:.0f} -> {100 * none_last:.0f} %"
+                      color="#444444", linewidth=1.3, label="first quarter of its steps")
+            legend(axes)
+            note = f"green: the band; no task: {100 * none_first:.0f} % -> {100 * none_last:.0f} %"
         else:
             samples = run.config["verify_samples"]
             graded = [row["task"]["pass_rate"] for row in run.pools[i]
                       if row["task"] and row["task"]["pass_rate"] is not None]
             axes.bar([k / samples for k in range(samples + 1)], histogram(graded, samples)[0], width=0.8 / samples,
-                     color=SHADES["generator"][0], label="sound tasks of its pool")
-            note = f"{len(graded)} tasks"
+                     color=SHADES["generator"][0])
+            note = f"{len(graded)} sound tasks of the pool; green: the band"
         title(axes, f"Pass rates, Generator {i} on Solver {i - 1}", note)
-        axes.set_xlabel("pass rate p; green: the band", fontsize=8, color="#444444")
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
         percent(axes)
-        legend(axes)
     return panel
 
 
 def dead_panel(axes, run):
-    title(axes, "Dead groups, truncated completions", "share; they teach nothing, or little")
+    title(axes, "Dead groups, truncated completions", "share of groups, of completions")
     iteration_axis(axes, run)
     for phase, name in ROLES.items():
         line(axes, run, phase, "dead_groups", f"{name}: dead", color=SHADES[phase][0])
@@ -386,21 +397,21 @@ def dead_panel(axes, run):
 
 
 def entropy_panel(axes, run):
-    title(axes, "Entropy", "nats per token")
+    title(axes, "Entropy", "of the next token, in nats")
     iteration_axis(axes, run)
     for phase, name in ROLES.items():
         line(axes, run, phase, "entropy", name, color=SHADES[phase][0])
-    axes.set_ylim(0)
+    axes.set_ylim(0, 1.25 * axes.dataLim.y1)
     legend(axes)
 
 
 def gap_panel(axes, run):
-    title(axes, "Sampler-trainer gap", "nats per token, mean |difference| of log-probs")
+    title(axes, "Sampler-trainer gap", "mean |difference| of log-probs, in nats / 1000")
     iteration_axis(axes, run)
     for phase, name in ROLES.items():
         line(axes, run, phase, "sampler_gap", name, color=SHADES[phase][0])
-    axes.set_ylim(0)
-    axes.ticklabel_format(axis="y", scilimits=(-2, 3))
+    axes.set_ylim(0, 1.25 * axes.dataLim.y1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{1000 * value:.3g}")
     legend(axes)
 
 
@@ -411,15 +422,15 @@ def diversity_panel(axes, run):
     line(axes, run, "generator", "distinct_signatures", "tool signatures, steps", color=SHADES["generator"][1])
     found = {i: diversity(rows) for i, rows in run.pools.items()}
     for (key, label), marker in zip({"questions": "questions, pool", "menus": "menus, pool",
-                                     "domains": "entropy of domains, curriculum"}.items(), "osD"):
+                                     "domains": "domain entropy, curriculum"}.items(), "osD"):
         axes.plot([i - 0.02 for i in found], [row[key] for row in found.values()], marker=marker, linestyle="",
                   markersize=5, color=SHADES["generator"][2], label=label, clip_on=False)
-    percent(axes, 1.05)
+    percent(axes, whole=True, room=1.5)
     legend(axes)
 
 
 def time_panel(axes, run):
-    title(axes, "Time", "seconds")
+    title(axes, "Time", "seconds per iteration, rank 0")
     spent = {i: time_by_kind(run, i) for i in run.iterations}
     kinds = list(dict.fromkeys(kind for parts in spent.values() for kind in parts))
     left = dict.fromkeys(spent, 0.0)
@@ -427,14 +438,14 @@ def time_panel(axes, run):
         parts = [spent[i].get(kind, 0.0) for i in spent]
         axes.barh(list(spent), parts, left=list(left.values()), height=0.6, color=color, label=kind)
         left = {i: left[i] + part for i, part in zip(left, parts)}
-    axes.set_yticks(list(spent), [f"iteration {i}" for i in spent])
-    axes.set_ylim(max(spent, default=1) + 0.5, -0.4)
+    axes.set_yticks(list(spent))
+    axes.set_ylim(max(spent, default=1) + 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
-    legend(axes, loc="upper left", ncols=3)
+    legend(axes, 3)
 
 
 def cross_play_panel(axes, run):
-    title(axes, "Cross-play", "% right")
+    title(axes, "Cross-play", "% right; down: tasks of which iteration; across: Solvers")
     found = run.cross_play
     shares = [[right / total for right in row] for row, total in zip(found["right"], found["total"])]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -443,6 +454,239 @@ def cross_play_panel(axes, run):
             axes.text(s, c, f"{100 * share:.0f}", ha="center", va="center", fontsize=9,
                       color="white" if share > 0.55 else "#222222")
     axes.set_xticks(range(len(found["solvers"])), [f"Solver {s}" if s else "base" for s in found["solvers"]])
-    axes.set_yticks(range(len(found["curricula"])), [f"curriculum {c}" for c in found["curricula"]])
+    axes.set_yticks(range(len(found["curricula"])), found["curricula"])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+
+
+# ---------------------------------------------------------------------------------------------
+# The page
+
+
+def page(run, picture):
+    """report.md as a string.
+
+    Args:
+        picture: is there a curves.png beside it?
+    """
+    config = run.config
+    lines = [f"# {run.path.resolve().name}", "",
+             f"Preset {config.get('preset', '?')}, model {config.get('model', '?')}, seed {config.get('seed', '?')}; "
+             f"{max(run.heldout, default=0)} of {config.get('iterations', '?')} iterations evaluated.", ""]
+    if picture:
+        lines += ["![curves](curves.png)", ""]
+    for heading, section in (("Held-out accuracy", heldout_section), ("Worth a look", findings_section),
+                             ("Training", training_section), ("The pool", pool_section), ("Time", time_section),
+                             ("Cross-play", cross_play_section), ("Tasks to read", tasks_section),
+                             ("Held-out answers to read", answers_section)):
+        body = section(run)
+        if body:
+            lines += [f"## {heading}", "", *body, ""]
+    return "\n".join(lines)
+
+
+def table(head, rows):
+    """Markdown lines of a table."""
+    return [f"| {' | '.join(map(str, row))} |" for row in [head, ["---"] * len(head), *rows]]
+
+
+def share(value):
+    """A share as a percentage; a dash for None.
+
+    >>> share(0.1234), share(None)
+    ('12.3', '-')
+    """
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def won_and_lost(run, i):
+    """Held-out tasks that Solver i has right and the one before had wrong, and the other way round;
+    (None, None) for the base."""
+    if i - 1 not in run.heldout or i not in run.heldout:
+        return None, None
+    pairs = [(a["error"] is None, b["error"] is None) for a, b in zip(run.heldout[i - 1], run.heldout[i])]
+    return pairs.count((False, True)), pairs.count((True, False))
+
+
+def heldout_section(run):
+    rows = []
+    for i, (right, total) in accuracy(run).items():
+        low, high = wilson(right, total)
+        errors = Counter(row["error"] for row in run.heldout[i])
+        rows.append([i or "base", share(right / total), f"{share(low)} to {share(high)}",
+                     *("-" if count is None else count for count in won_and_lost(run, i)),
+                     *(errors[kind] for kind in ERRORS)])
+    return rows and table(["Solver", "right, %", "95 % interval", "newly right", "forgotten",
+                           *(f"wrong: {kind}" for kind in ERRORS)], rows) + [
+        "", "Greedy answers, to the same tasks every time; Wilson's interval. Newly right and forgotten count tasks "
+        "against the row above."]
+
+
+def findings_section(run):
+    """Sentences about what a reader should not overlook: waste, collapse, forgetting."""
+    found = [sentence for i in run.iterations for phase in ROLES for sentence in step_findings(run, i, phase)]
+    for i in run.iterations:
+        if i in run.pools:
+            reason, count = funnel(run, i).most_common(1)[0]
+            if reason not in FATES and count > len(run.pools[i]) / 3:
+                found.append(f"Iteration {i}: {share(count / len(run.pools[i]))} % of the pool is dropped for one "
+                             f"reason, `{reason}`.")
+        won, lost = won_and_lost(run, i)
+        if lost and lost > 0.05 * len(run.heldout[i]):
+            found.append(f"Iteration {i}: Solver {i} forgot {lost} held-out tasks that Solver {i - 1} had right, "
+                         f"and learned {won}.")
+    return [f"- {sentence}" for sentence in found]
+
+
+def step_findings(run, i, phase):
+    """What the steps of one phase should make a reader look at."""
+    limits = [("dead_groups", 0.5, "of the groups are dead: all of a group's completions earn the same"),
+              ("truncated", 0.1, "of the completions are truncated: --max_completion is short")]
+    where, found = f"Iteration {i}, {ROLES[phase]}:", []
+    for key, limit, what in limits:
+        pair = ends(run, i, phase, key)
+        if pair and pair[1] > limit:
+            found.append(f"{where} at the end, {share(pair[1])} % {what}.")
+    entropy, gap = ends(run, i, phase, "entropy"), ends(run, i, phase, "sampler_gap")
+    if entropy and entropy[1] < 0.3 * entropy[0]:
+        found.append(f"{where} entropy fell from {entropy[0]:.3f} to {entropy[1]:.3f} nats: a collapse?")
+    if gap and gap[1] > 0.05:
+        found.append(f"{where} sampler and trainer differ by {gap[1]:.3f} nats per token.")
+    distinct = ends(run, i, phase, "distinct_questions")
+    if distinct and distinct[1] < 0.7:
+        found.append(f"{where} at the end, only {share(distinct[1])} % of its questions differ: a collapse?")
+    return found
+
+
+MEASURES = [("reward", "reward", 2), ("reward_format", "format, %", 1), ("reward_validity", "validity, %", 1),
+            ("reward_curriculum", "curriculum, %", 1), ("reward_accuracy", "accuracy, %", 1),
+            ("right", "exactly right, %", 1), ("task_pass_rate", "pass rate before, %", 1),
+            ("valid", "fully valid, %", 1), ("in_band", "pass rate in the band, %", 1),
+            ("spec_tools", "m tools, as asked, %", 1), ("spec_calls", "n calls, as asked, %", 1),
+            ("distinct_questions", "distinct questions, %", 1), ("distinct_signatures", "distinct signatures, %", 1),
+            ("domain_entropy", "domain entropy, %", 1), ("dead_groups", "dead groups, %", 1),
+            ("truncated", "truncated, %", 1), ("entropy", "entropy, nats", 3),
+            ("sampler_gap", "sampler-trainer gap, nats", 4)]
+
+
+def training_section(run):
+    lines = []
+    for phase, name in ROLES.items():
+        trained, rows = [i for i in run.iterations if run.steps(i, phase)], []
+        for key, label, digits in MEASURES:
+            pairs = [ends(run, i, phase, key) for i in trained]
+            if any(pairs):
+                scale = 100 if label.endswith("%") else 1
+                rows.append([label, *(" -> ".join(f"{scale * value:.{digits}f}" for value in pair) if pair else "-"
+                                      for pair in pairs)])
+        if rows:
+            lines += table([name, *(f"iteration {i}" for i in trained)], rows) + [""]
+    return lines and lines + [
+        "Means over the first and the last quarter of a phase's steps. The Solver's tasks get harder within a phase: "
+        "compare \"exactly right\" with \"pass rate before\", which the Solver of the iteration before had on them when "
+        "they were graded (at a lower temperature, and easy tasks were in part lucky ones, so a small step down at "
+        "the easy end is no loss)."]
+
+
+def pool_section(run):
+    if not run.pools:
+        return []
+    fates = {i: funnel(run, i) for i in run.pools}
+    rows = [["candidates", *(len(rows) for rows in run.pools.values())]]
+    for name, _ in sum(fates.values(), Counter()).most_common():
+        rows.append([f"**{FATES[name]}**" if name in FATES else f"dropped: `{name}`",
+                     *(fate[name] for fate in fates.values())])
+    varied = [diversity(rows) | obedience(rows) for rows in run.pools.values()]
+    for key, label in (("questions", "distinct questions, %"), ("menus", "distinct menus, %"),
+                       ("domains", "domain entropy of the curriculum, % of the greatest"),
+                       ("tools", "m tools, as asked, %"), ("calls", "n calls, as asked, %")):
+        rows.append([label, *(share(row[key]) for row in varied)])
+    return table(["", *(f"iteration {i}" for i in fates)], rows)
+
+
+def time_section(run):
+    spent = {i: time_by_kind(run, i) for i in run.iterations}
+    kinds = list(dict.fromkeys(kind for parts in spent.values() for kind in parts))
+    rows = [[i, *(f"{parts.get(kind, 0):.0f}" for kind in kinds), f"{sum(parts.values()):.0f}"]
+            for i, parts in spent.items()]
+    peak = max((row.get("peak_memory_mib", 0) for row in run.timings), default=0)
+    return kinds and table(["iteration", *(f"{kind}, s" for kind in kinds), "all, s"], rows) + [
+        "", f"Seconds of rank 0, which had at most {peak:.0f} MiB of memory in use."]
+
+
+def cross_play_section(run):
+    found = run.cross_play
+    return found and table(
+        ["% right", *(f"Solver {s}" if s else "base" for s in found["solvers"])],
+        [[f"curriculum {c}: {total} tasks", *(share(n / total) for n in right)]
+         for c, right, total in zip(found["curricula"], found["right"], found["total"])])
+
+
+def tasks_section(run):
+    """Three tasks per bucket of the last curriculum, with the Solver's answers before and after it
+    where they are logged."""
+    if not run.pools:
+        return []
+    last, lines = max(run.examples or run.pools), []
+    rows = run.examples.get(last) or [{"bucket": row["task"]["bucket"], "task": row["task"]}
+                                      for row in run.pools[last] if row["kept"]]
+    for bucket in curriculum.BUCKETS:
+        for row in [row for row in rows if row["bucket"] == bucket][:3]:
+            answers = [(f"Solver {last - 1}" if last > 1 else "base", row.get("before")), (f"Solver {last}", row.get("after"))]
+            lines += readable(f"Iteration {last}, {bucket}: pass rate {row['task']['pass_rate']:.1f}",
+                              row["task"], row["task"]["answer"], answers)
+    return lines
+
+
+def answers_section(run):
+    """Three held-out tasks each that the last Solver has newly right, forgot, and never knew."""
+    last, lines = max(run.heldout, default=0), []
+    if last == 0 or 0 not in run.heldout:
+        return []
+    pairs = list(zip(run.heldout[0], run.heldout[last]))
+    for heading, before, after in (("newly right", False, True), ("forgotten", True, False), ("still wrong", False, False)):
+        for a, b in [(a, b) for a, b in pairs if (a["error"] is None, b["error"] is None) == (before, after)][:3]:
+            lines += readable(f"Held out, {heading}", b, b["gold"], [("base", a["answer"]), (f"Solver {last}", b["answer"])])
+    return lines
+
+
+def readable(heading, task, gold, answers):
+    """Markdown lines of one task: question, names in the menu, gold, answers (None: not logged)."""
+    menu = ", ".join(f"{tool['name']}({', '.join(tool['parameters'])})" for tool in task["tools"])
+    rows = [("question", task["question"]), ("menu", menu), ("gold", ", ".join(map(as_call, gold)))]
+    width = max(len(name) for name, _ in rows + answers) + 2
+    lines = [f"{name + ':':{width}}" + text.replace("\n", "\n" + " " * width)
+             for name, text in rows + answers if text is not None]
+    return [f"**{heading}**", "", "````text", *lines, "````", ""]
+
+
+def as_call(call):
+    """A call as people write it.
+
+    >>> as_call({"name": "f", "arguments": {"city": "Oslo", "n": 2}})
+    'f(city="Oslo", n=2)'
+    """
+    return f"{call['name']}({', '.join(f'{k}={json.dumps(v)}' for k, v in call['arguments'].items())})"
+
+
+# ---------------------------------------------------------------------------------------------
+# Several runs
+
+
+def compare(runs):
+    """Markdown lines: held-out accuracy of runs grouped by settings, averaged over the runs of a
+    group (its seeds)."""
+    names = sorted({name for run in runs for name in run.config} - {"run_dir", "seed"})
+    differing = [name for name in names if len({str(run.config.get(name)) for run in runs}) > 1]
+    groups = {}
+    for run in runs:
+        settings = ", ".join(f"{name} {run.config.get(name)}" for name in differing) or "all"
+        groups.setdefault(settings, []).append(run)
+    last = max((max(run.heldout, default=0) for run in runs), default=0)
+    rows = [[settings, len(members), *(spread([right / total for run in members for j, (right, total)
+                                               in accuracy(run).items() if j == i]) for i in range(last + 1)),
+             spread(gains(members)), interval(gains(members)), mean_share(members, "kept"),
+             mean_share(members, "duplicate")]
+            for settings, members in groups.items()]
+    return table(["settings", "runs", "base, %", *(f"iteration {i}" for i in range(1, last + 1)), "gain, points",
+                  "95 % interval"], [row[:-2] for row in rows])
