@@ -7,6 +7,7 @@ Reads the logs of run directories, finished or not, and computes nothing that ne
 picture needs matplotlib; everything else here is the standard library. What a run has not logged
 (yet) is left out.
 """
+import importlib.util
 import json
 import math
 import sys
@@ -128,6 +129,12 @@ def rates_before_and_after(run, i):
     return sum(rows[:quarter], []), sum(rows[-quarter:], [])
 
 
+def graded(run, i):
+    """Pass rates of the sound tasks in a pool, dropped as not verified or not."""
+    return [row["task"]["pass_rate"] for row in run.pools.get(i, [])
+            if row["task"] and row["task"]["pass_rate"] is not None]
+
+
 def histogram(rates, samples):
     """Share of all completions at each pass rate 0, 1/K, ..., 1, and the share that is no task.
 
@@ -213,9 +220,9 @@ def panels(run):
               (solver_panel, trained["solver"]), (generator_panel, trained["generator"]),
               (tasks_panel, trained["generator"]), (funnel_panel, pool)]
     wanted += [(rates_panel(i), True) for i in run.iterations
-               if i in run.pools or any(rates_before_and_after(run, i))]
+               if graded(run, i) or any(rates_before_and_after(run, i))]
     wanted += [(dead_panel, any(trained.values())), (entropy_panel, any(trained.values())),
-               (gap_panel, any(trained.values())), (diversity_panel, pool), (time_panel, run.timings),
+               (gap_panel, any(trained.values())), (diversity_panel, pool), (time_panel, any(time_by_kind(run, i) for i in run.iterations)),
                (cross_play_panel, run.cross_play)]
     return [panel for panel, there in wanted if there]
 
@@ -303,13 +310,13 @@ def errors_panel(axes, run):
         bottom = {i: bottom[i] + share for i, share in shares.items()}
     axes.set_xticks(list(bottom), [i or "base" for i in bottom])
     percent(axes, whole=True, room=1)
-    axes.set_xlim(-0.5, 1.6 * len(bottom))
+    axes.set_xlim(-0.5, 1.5 * len(bottom))
     handles, labels = axes.get_legend_handles_labels()
     legend(axes, 1, handles=handles[::-1], labels=labels[::-1], loc="center right")
 
 
 def solver_panel(axes, run):
-    title(axes, "Solver: reward parts", "tasks get harder; dashed: their pass rates before, sampled cooler")
+    title(axes, "Solver: reward parts", "from easy to hard tasks in each iteration")
     iteration_axis(axes, run)
     line(axes, run, "solver", "task_pass_rate", "pass rate before", color=GREY, linestyle="--")
     for key, label, color in zip(("reward_accuracy", "reward_format", "right"),
@@ -375,11 +382,10 @@ def rates_panel(i):
             note = f"green: the band; no task: {100 * none_first:.0f} % -> {100 * none_last:.0f} %"
         else:
             samples = run.config["verify_samples"]
-            graded = [row["task"]["pass_rate"] for row in run.pools[i]
-                      if row["task"] and row["task"]["pass_rate"] is not None]
-            axes.bar([k / samples for k in range(samples + 1)], histogram(graded, samples)[0], width=0.8 / samples,
+            sound = graded(run, i)
+            axes.bar([k / samples for k in range(samples + 1)], histogram(sound, samples)[0], width=0.8 / samples,
                      color=SHADES["generator"][0])
-            note = f"{len(graded)} sound tasks of the pool; green: the band"
+            note = f"{len(sound)} sound tasks of the pool; green: the band"
         title(axes, f"Pass rates, Generator {i} on Solver {i - 1}", note)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
         percent(axes)
@@ -416,13 +422,13 @@ def gap_panel(axes, run):
 
 
 def diversity_panel(axes, run):
-    title(axes, "Diversity", "share of tasks; of the greatest entropy")
+    title(axes, "Diversity", "share of distinct ones; domains: entropy of the greatest")
     iteration_axis(axes, run)
     line(axes, run, "generator", "distinct_questions", "questions, steps", color=SHADES["generator"][0])
     line(axes, run, "generator", "distinct_signatures", "tool signatures, steps", color=SHADES["generator"][1])
     found = {i: diversity(rows) for i, rows in run.pools.items()}
     for (key, label), marker in zip({"questions": "questions, pool", "menus": "menus, pool",
-                                     "domains": "domain entropy, curriculum"}.items(), "osD"):
+                                     "domains": "domains, curriculum"}.items(), "osD"):
         axes.plot([i - 0.02 for i in found], [row[key] for row in found.values()], marker=marker, linestyle="",
                   markersize=5, color=SHADES["generator"][2], label=label, clip_on=False)
     percent(axes, whole=True, room=1.5)
@@ -447,7 +453,7 @@ def time_panel(axes, run):
 def cross_play_panel(axes, run):
     title(axes, "Cross-play", "% right; down: tasks of which iteration; across: Solvers")
     found = run.cross_play
-    shares = [[right / total for right in row] for row, total in zip(found["right"], found["total"])]
+    shares = [[right / max(1, total) for right in row] for row, total in zip(found["right"], found["total"])]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for c, row in enumerate(shares):
         for s, share in enumerate(row):
@@ -596,6 +602,8 @@ def pool_section(run):
     for name, _ in sum(fates.values(), Counter()).most_common():
         rows.append([f"**{FATES[name]}**" if name in FATES else f"dropped: `{name}`",
                      *(fate[name] for fate in fates.values())])
+    rows.append(["sound tasks with a pass rate in the band, %", *(
+        share(mean(map(curriculum.in_band, graded(run, i)))) if graded(run, i) else "-" for i in fates)])
     varied = [diversity(rows) | obedience(rows) for rows in run.pools.values()]
     for key, label in (("questions", "distinct questions, %"), ("menus", "distinct menus, %"),
                        ("domains", "domain entropy of the curriculum, % of the greatest"),
@@ -618,7 +626,7 @@ def cross_play_section(run):
     found = run.cross_play
     return found and table(
         ["% right", *(f"Solver {s}" if s else "base" for s in found["solvers"])],
-        [[f"curriculum {c}: {total} tasks", *(share(n / total) for n in right)]
+        [[f"curriculum {c}: {total} tasks", *(share(n / max(1, total)) for n in right)]
          for c, right, total in zip(found["curricula"], found["right"], found["total"])])
 
 
@@ -657,7 +665,7 @@ def readable(heading, task, gold, answers):
     width = max(len(name) for name, _ in rows + answers) + 2
     lines = [f"{name + ':':{width}}" + text.replace("\n", "\n" + " " * width)
              for name, text in rows + answers if text is not None]
-    return [f"**{heading}**", "", "````text", *lines, "````", ""]
+    return [f"**{heading}**", "", *(f"    {part}" for line in lines for part in line.split("\n")), ""]
 
 
 def as_call(call):
@@ -674,19 +682,69 @@ def as_call(call):
 
 
 def compare(runs):
-    """Markdown lines: held-out accuracy of runs grouped by settings, averaged over the runs of a
-    group (its seeds)."""
-    names = sorted({name for run in runs for name in run.config} - {"run_dir", "seed"})
-    differing = [name for name in names if len({str(run.config.get(name)) for run in runs}) > 1]
+    """Markdown lines: held-out accuracy of runs, averaged over those that differ in their seed only.
+
+    A group is named by the settings in which it departs from most of the runs.
+    """
+    usual = {name: Counter(str(run.config.get(name)) for run in runs).most_common(1)[0][0]
+             for name in {name for run in runs for name in run.config} - {"run_dir", "seed", "iterations"}}
     groups = {}
     for run in runs:
-        settings = ", ".join(f"{name} {run.config.get(name)}" for name in differing) or "all"
-        groups.setdefault(settings, []).append(run)
-    last = max((max(run.heldout, default=0) for run in runs), default=0)
-    rows = [[settings, len(members), *(spread([right / total for run in members for j, (right, total)
-                                               in accuracy(run).items() if j == i]) for i in range(last + 1)),
-             spread(gains(members)), interval(gains(members)), mean_share(members, "kept"),
-             mean_share(members, "duplicate")]
-            for settings, members in groups.items()]
-    return table(["settings", "runs", "base, %", *(f"iteration {i}" for i in range(1, last + 1)), "gain, points",
-                  "95 % interval"], [row[:-2] for row in rows])
+        own = [f"{name} {run.config.get(name)}" for name in sorted(usual) if str(run.config.get(name)) != usual[name]]
+        groups.setdefault(", ".join(own) or "as most", []).append(run)
+    last = max(max(run.heldout, default=0) for run in runs)
+    rows = []
+    for settings, members in groups.items():
+        found = [{i: 100 * right / total for i, (right, total) in accuracy(run).items()} for run in members]
+        gains = [by[max(by)] - by[0] for by in found if 0 in by and max(by) > 0]
+        interval = t_interval(gains)
+        rows.append([settings, len(members), *(spread([by[i] for by in found if i in by]) for i in range(last + 1)),
+                     spread(gains), f"{interval[0]:+.1f} to {interval[1]:+.1f}" if interval else "-"])
+    return table(["settings", "runs", "base, %", *(f"Solver {i}, %" for i in range(1, last + 1)),
+                  "gain, points", "95 % interval"], rows) + [
+        "", "Mean and standard deviation over runs of held-out accuracy; Student's t for the interval of the mean gain. "
+        "Seeds share the held-out tasks, so the interval says how training varies, not how tasks do."]
+
+
+def spread(values):
+    """Mean and standard deviation as text.
+
+    >>> spread([1, 2, 3]), spread([4]), spread([])
+    ('2.0 ± 1.0', '4.0', '-')
+    """
+    if not values:
+        return "-"
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+# ---------------------------------------------------------------------------------------------
+# Command line
+
+
+def write(run_dir):
+    """Write report.md of a run, finished or not, and curves.png where matplotlib is installed.
+
+    Returns:
+        One line for the screen: what was written.
+    """
+    run, drawn = read_run(run_dir), importlib.util.find_spec("matplotlib") is not None
+    if drawn and panels(run):
+        draw(run, run.path / "curves.png")
+    (run.path / "report.md").write_text(page(run, (run.path / "curves.png").exists()))
+    return f"report: {run.path}/report.md" + (", curves.png" if drawn else " (pip install matplotlib for a picture)")
+
+
+def main(paths):
+    missing = [path for path in paths if not (Path(path) / "config.json").exists()]
+    if missing or not paths:
+        print(f"report.py: {missing[0]} is not a run directory: it has no config.json" if missing
+              else "report.py: name one run directory or more, such as runs/tiny", file=sys.stderr)
+        sys.exit(2)
+    for path in paths:
+        print(write(path))
+    if len(paths) > 1:
+        print("\n".join(["", *compare([read_run(path) for path in paths])]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
