@@ -1,7 +1,7 @@
 """What self-play did: one page and one picture per run, and a table that compares runs.
 
-    python report.py runs/tiny                     # writes runs/tiny/report.md and runs/tiny/curves.png
-    python report.py runs/seed0 runs/seed1 ...     # the same for each, and prints the comparison
+    python report.py runs/tiny                   # writes report.md and curves.png in it
+    python report.py runs/seed0 runs/seed1 ...   # the same for each, and prints the comparison
 
 Reads the logs of run directories, finished or not, and computes nothing that needs a model. The
 picture needs matplotlib; everything else here is the standard library. What a run has not logged
@@ -22,7 +22,6 @@ ROLES = {"generator": "Generator", "solver": "Solver"}
 ERRORS = ("format", "structural", "semantic")
 FATES = {"kept": "in the curriculum", "spare": "sound, spare"}
 KINDS = ("sampling", "probing", "training", "sync")
-PARTS = {"generator": ("format", "validity", "curriculum"), "solver": ("format", "accuracy")}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -60,9 +59,10 @@ def read_run(path):
     def each(name):
         found = {i: read_lines(path / f"iter{i}" / name) for i in iterations}
         return {i: rows for i, rows in found.items() if rows}
-    return Run(path, read_json(path / "config.json").get("config", {}), read_lines(path / "metrics.jsonl"),
-               read_lines(path / "timings.jsonl"), each("pool.jsonl"), each("heldout.jsonl"),
-               each("examples.jsonl"), read_json(path / "cross_play.json"))
+    return Run(path, read_json(path / "config.json").get("config", {}),
+               read_lines(path / "metrics.jsonl"), read_lines(path / "timings.jsonl"),
+               each("pool.jsonl"), each("heldout.jsonl"), each("examples.jsonl"),
+               read_json(path / "cross_play.json"))
 
 
 def read_json(file):
@@ -80,8 +80,11 @@ def read_lines(file):
 # ---------------------------------------------------------------------------------------------
 # Numbers
 
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
-      2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045)
+# Student's t at 97.5 % for 1, 2, ... degrees of freedom
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+      2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+      2.052, 2.048, 2.045)
+
 
 
 def wilson(right, total):
@@ -111,7 +114,12 @@ def t_interval(values):
 
 def accuracy(run):
     """{iteration: (right, tasks)} on the held-out tasks; 0 is the base model."""
-    return {i: (sum(row["error"] is None for row in rows), len(rows)) for i, rows in run.heldout.items()}
+    return {i: (sum(row["error"] is None for row in rows), len(rows))
+            for i, rows in run.heldout.items()}
+
+
+def solver_name(i):
+    return f"Solver {i}" if i else "base"
 
 
 def ends(run, i, phase, key):
@@ -190,7 +198,6 @@ def time_by_kind(run, i):
 SHADES = {"generator": ("#d9622b", "#f2a97e", "#8c3a12", "#c9a227"),
           "solver": ("#2464a4", "#86b6e2", "#143a63")}
 GREY, BAND = "#8a8a8a", "#dcecd6"
-ERROR_SHADES = ("#d4d4d4", "#a3a3a3", "#6b6b6b")
 KIND_SHADES = ("#7a9cc6", "#e3b565", "#7fb28a", "#b58fb8", "#c8c8c8")
 
 
@@ -222,17 +229,18 @@ def panels(run):
     wanted += [(rates_panel(i), True) for i in run.iterations
                if graded(run, i) or any(rates_before_and_after(run, i))]
     wanted += [(dead_panel, any(trained.values())), (entropy_panel, any(trained.values())),
-               (gap_panel, any(trained.values())), (diversity_panel, pool), (time_panel, any(time_by_kind(run, i) for i in run.iterations)),
+               (gap_panel, any(trained.values())), (diversity_panel, pool),
+               (time_panel, any(time_by_kind(run, i) for i in run.iterations)),
                (cross_play_panel, run.cross_play)]
     return [panel for panel, there in wanted if there]
 
 
 def title(axes, text, note):
     """A bold title with a grey line under it: the unit, or how to read the panel."""
-    axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color="#222222", pad=17).set_in_layout(False)
+    axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color="#222222", pad=17)
     grey = axes.annotate(note, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points",
                          fontsize=8, color="#777777")
-    grey.set_in_layout(False)      # else long lines would push the panels apart
+    grey.set_in_layout(False)      # else a long line would push the panels apart
 
 
 def percent(axes, whole=False, room=1.35):
@@ -248,9 +256,9 @@ def percent(axes, whole=False, room=1.35):
     axes.set_ylim(0, room * (1 if whole else max(axes.dataLim.y1, 0.01)))
 
 
-def legend(axes, columns=2, **more):
-    axes.legend(**{"fontsize": 7.5, "frameon": False, "handlelength": 1.3, "labelcolor": "#333333", "ncols": columns,
-                   "loc": "upper left", "borderaxespad": 0.1, "labelspacing": 0.25, "columnspacing": 1} | more)
+def legend(axes, columns=2, loc="upper left", **more):
+    axes.legend(ncols=columns, loc=loc, fontsize=7.5, frameon=False, labelcolor="#333333",
+                handlelength=1.3, borderaxespad=0.1, labelspacing=0.25, columnspacing=1, **more)
 
 
 def iteration_axis(axes, run):
@@ -288,25 +296,26 @@ def heldout_panel(axes, run):
     title(axes, "Held-out accuracy", "greedy; 95 % Wilson interval")
     found = accuracy(run)
     x, y = list(found), [right / total for right, total in found.values()]
-    bounds = [wilson(*pair) for pair in found.values()]
-    error = [[p - low for p, (low, _) in zip(y, bounds)], [high - p for p, (_, high) in zip(y, bounds)]]
-    axes.errorbar(x, y, yerr=error, color=SHADES["solver"][0], marker="o", markersize=4.5, linewidth=2,
-                  elinewidth=1.2, capsize=3)
+    low, high = zip(*(wilson(*pair) for pair in found.values()))
+    error = [[p - bound for p, bound in zip(y, low)], [bound - p for p, bound in zip(y, high)]]
+    axes.errorbar(x, y, yerr=error, color=SHADES["solver"][0], marker="o", markersize=4.5,
+                  linewidth=2, elinewidth=1.2, capsize=3)
     for i, p in zip(x, y):
         axes.annotate(f"{100 * p:.1f}", (i, p), (7, -11), textcoords="offset points", fontsize=8,
                       color=SHADES["solver"][2])
     axes.set_xlim(-0.25, max(x) + 0.45)
-    axes.set_xticks(x, ["base" if i == 0 else f"Solver {i}" for i in x])
+    axes.set_xticks(x, map(solver_name, x))
     percent(axes, whole=True, room=1)
 
 
 def errors_panel(axes, run):
     title(axes, "Held-out answers by kind", "share of answers, base and Solvers")
     bottom = dict.fromkeys(run.heldout, 0.0)
-    for kind, color in zip((None, *reversed(ERRORS)), (SHADES["solver"][0], *reversed(ERROR_SHADES))):
+    shades = (SHADES["solver"][0], "#6b6b6b", "#a3a3a3", "#d4d4d4")
+    for kind, color in zip((None, *reversed(ERRORS)), shades):
         shares = {i: mean(row["error"] == kind for row in rows) for i, rows in run.heldout.items()}
-        axes.bar(list(shares), list(shares.values()), bottom=list(bottom.values()), width=0.62, color=color,
-                 label=f"wrong: {kind}" if kind else "right")
+        axes.bar(list(shares), list(shares.values()), bottom=list(bottom.values()), width=0.62,
+                 color=color, label=f"wrong: {kind}" if kind else "right")
         bottom = {i: bottom[i] + share for i, share in shares.items()}
     axes.set_xticks(list(bottom), [i or "base" for i in bottom])
     percent(axes, whole=True, room=1)
@@ -329,7 +338,7 @@ def solver_panel(axes, run):
 def generator_panel(axes, run):
     title(axes, "Generator: reward parts", "mean over completions")
     iteration_axis(axes, run)
-    for part, color in zip(PARTS["generator"], SHADES["generator"]):
+    for part, color in zip(("format", "validity", "curriculum"), SHADES["generator"]):
         line(axes, run, "generator", f"reward_{part}", part, color=color)
     percent(axes, whole=True)
     legend(axes)
@@ -356,8 +365,8 @@ def funnel_panel(axes, run):
     for n, (i, fate) in enumerate(fates.items()):
         fate["kept"] += 0
         shown = [fate[name] / fate.total() for name in names]
-        axes.barh([k + n * height for k in range(len(names))], shown, height=height * 0.9, label=f"iteration {i}",
-                  color=SHADES["generator"][0], alpha=(n + 1) / len(fates))
+        axes.barh([k + n * height for k in range(len(names))], shown, height=height * 0.9,
+                  label=f"iteration {i}", color=SHADES["generator"][0], alpha=(n + 1) / len(fates))
     axes.set_yticks([k + 0.4 - height / 2 for k in range(len(names))],
                     [FATES.get(name, name.replace("_", " ")) for name in names])
     axes.invert_yaxis()
@@ -371,22 +380,18 @@ def rates_panel(i):
     def panel(axes, run):
         before, after = rates_before_and_after(run, i)
         axes.axvspan(curriculum.P_LOW, curriculum.P_HIGH, color=BAND, zorder=0, linewidth=0)
+        samples = run.config["probes" if after else "verify_samples"]
+        shares, untaken = histogram(after or graded(run, i), samples)
+        x = [k / samples for k in range(samples + 1)]
+        axes.bar(x, shares, width=0.8 / samples, color=SHADES["generator"][0], label="last quarter")
+        note = f"{len(graded(run, i))} sound tasks of the pool; green: the band"
         if after:
-            samples = run.config["probes"]
-            (first, none_first), (last, none_last) = histogram(before, samples), histogram(after, samples)
-            x = [k / samples for k in range(samples + 1)]
-            axes.bar(x, last, width=0.8 / samples, color=SHADES["generator"][0], label="last quarter")
-            axes.step([v - 0.5 / samples for v in x] + [1 + 0.5 / samples], first + first[-1:], where="post",
-                      color="#444444", linewidth=1.3, label="first quarter of its steps")
+            first, untaken_first = histogram(before, samples)
+            axes.step([v - 0.5 / samples for v in x] + [1 + 0.5 / samples], first + first[-1:],
+                      where="post", color="#444444", linewidth=1.3, label="first quarter of its steps")
+            note = f"green: the band; no task: {100 * untaken_first:.0f} % -> {100 * untaken:.0f} %"
             legend(axes)
-            note = f"green: the band; no task: {100 * none_first:.0f} % -> {100 * none_last:.0f} %"
-        else:
-            samples = run.config["verify_samples"]
-            sound = graded(run, i)
-            axes.bar([k / samples for k in range(samples + 1)], histogram(sound, samples)[0], width=0.8 / samples,
-                     color=SHADES["generator"][0])
-            note = f"{len(sound)} sound tasks of the pool; green: the band"
-        title(axes, f"Pass rates, Generator {i} on Solver {i - 1}", note)
+        title(axes, f"Pass rates, Generator {i} on " + (solver_name(i - 1) if i > 1 else "the base"), note)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
         percent(axes)
     return panel
@@ -397,7 +402,8 @@ def dead_panel(axes, run):
     iteration_axis(axes, run)
     for phase, name in ROLES.items():
         line(axes, run, phase, "dead_groups", f"{name}: dead", color=SHADES[phase][0])
-        line(axes, run, phase, "truncated", f"{name}: truncated", color=SHADES[phase][1], linestyle="--")
+        line(axes, run, phase, "truncated", f"{name}: truncated", color=SHADES[phase][1],
+             linestyle="--")
     percent(axes)
     legend(axes)
 
@@ -424,13 +430,14 @@ def gap_panel(axes, run):
 def diversity_panel(axes, run):
     title(axes, "Diversity", "share of distinct ones; domains: entropy of the greatest")
     iteration_axis(axes, run)
-    line(axes, run, "generator", "distinct_questions", "questions, steps", color=SHADES["generator"][0])
-    line(axes, run, "generator", "distinct_signatures", "tool signatures, steps", color=SHADES["generator"][1])
+    for key, label, color in zip(("distinct_questions", "distinct_signatures"),
+                                 ("questions, steps", "signatures, steps"), SHADES["generator"]):
+        line(axes, run, "generator", key, label, color=color)
     found = {i: diversity(rows) for i, rows in run.pools.items()}
     for (key, label), marker in zip({"questions": "questions, pool", "menus": "menus, pool",
                                      "domains": "domains, curriculum"}.items(), "osD"):
-        axes.plot([i - 0.02 for i in found], [row[key] for row in found.values()], marker=marker, linestyle="",
-                  markersize=5, color=SHADES["generator"][2], label=label, clip_on=False)
+        axes.plot([i - 0.02 for i in found], [row[key] for row in found.values()], marker=marker,
+                  linestyle="", markersize=5, color=SHADES["generator"][2], label=label)
     percent(axes, whole=True, room=1.5)
     legend(axes)
 
@@ -453,13 +460,14 @@ def time_panel(axes, run):
 def cross_play_panel(axes, run):
     title(axes, "Cross-play", "% right; down: tasks of which iteration; across: Solvers")
     found = run.cross_play
-    shares = [[right / max(1, total) for right in row] for row, total in zip(found["right"], found["total"])]
+    shares = [[right / max(1, total) for right in row]
+              for row, total in zip(found["right"], found["total"])]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for c, row in enumerate(shares):
         for s, share in enumerate(row):
             axes.text(s, c, f"{100 * share:.0f}", ha="center", va="center", fontsize=9,
                       color="white" if share > 0.55 else "#222222")
-    axes.set_xticks(range(len(found["solvers"])), [f"Solver {s}" if s else "base" for s in found["solvers"]])
+    axes.set_xticks(range(len(found["solvers"])), map(solver_name, found["solvers"]))
     axes.set_yticks(range(len(found["curricula"])), found["curricula"])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -475,16 +483,18 @@ def page(run, picture):
     Args:
         picture: is there a curves.png beside it?
     """
-    config = run.config
+    preset, model, seed, iterations = (run.config.get(name, "?")
+                                       for name in ("preset", "model", "seed", "iterations"))
     lines = [f"# {run.path.resolve().name}", "",
-             f"Preset {config.get('preset', '?')}, model {config.get('model', '?')}, seed {config.get('seed', '?')}; "
-             f"{max(run.heldout, default=0)} of {config.get('iterations', '?')} iterations evaluated.", ""]
+             f"Preset {preset}, model {model}, seed {seed}; {max(run.heldout, default=0)} of "
+             f"{iterations} iterations evaluated.", ""]
     if picture:
         lines += ["![curves](curves.png)", ""]
-    for heading, section in (("Held-out accuracy", heldout_section), ("Worth a look", findings_section),
-                             ("Training", training_section), ("The pool", pool_section), ("Time", time_section),
-                             ("Cross-play", cross_play_section), ("Tasks to read", tasks_section),
-                             ("Held-out answers to read", answers_section)):
+    sections = {"Held-out accuracy": heldout_section, "Worth a look": findings_section,
+                "Training": training_section, "The pool": pool_section, "Time": time_section,
+                "Cross-play": cross_play_section, "Tasks to read": tasks_section,
+                "Held-out answers to read": answers_section}
+    for heading, section in sections.items():
         body = section(run)
         if body:
             lines += [f"## {heading}", "", *body, ""]
@@ -510,7 +520,8 @@ def won_and_lost(run, i):
     (None, None) for the base."""
     if i - 1 not in run.heldout or i not in run.heldout:
         return None, None
-    pairs = [(a["error"] is None, b["error"] is None) for a, b in zip(run.heldout[i - 1], run.heldout[i])]
+    pairs = [(a["error"] is None, b["error"] is None)
+             for a, b in zip(run.heldout[i - 1], run.heldout[i])]
     return pairs.count((False, True)), pairs.count((True, False))
 
 
@@ -524,55 +535,59 @@ def heldout_section(run):
                      *(errors[kind] for kind in ERRORS)])
     return rows and table(["Solver", "right, %", "95 % interval", "newly right", "forgotten",
                            *(f"wrong: {kind}" for kind in ERRORS)], rows) + [
-        "", "Greedy answers, to the same tasks every time; Wilson's interval. Newly right and forgotten count tasks "
-        "against the row above."]
+        "", "Greedy answers, to the same tasks every time; Wilson's interval. Newly right and "
+        "forgotten count tasks against the row above."]
 
 
 def findings_section(run):
     """Sentences about what a reader should not overlook: waste, collapse, forgetting."""
-    found = [sentence for i in run.iterations for phase in ROLES for sentence in step_findings(run, i, phase)]
+    found = [step_findings(run, i, phase) for i in run.iterations for phase in ROLES]
+    found = sum(found, [])
     for i in run.iterations:
         if i in run.pools:
             reason, count = funnel(run, i).most_common(1)[0]
-            if reason not in FATES and count > len(run.pools[i]) / 3:
-                found.append(f"Iteration {i}: {share(count / len(run.pools[i]))} % of the pool is dropped for one "
+            lost_share = count / len(run.pools[i])
+            if reason not in FATES and lost_share > 1 / 3:
+                found.append(f"Iteration {i}: {share(lost_share)} % of the pool is dropped for one "
                              f"reason, `{reason}`.")
         won, lost = won_and_lost(run, i)
         if lost and lost > 0.05 * len(run.heldout[i]):
-            found.append(f"Iteration {i}: Solver {i} forgot {lost} held-out tasks that Solver {i - 1} had right, "
-                         f"and learned {won}.")
+            found.append(f"Iteration {i}: Solver {i} forgot {lost} held-out tasks that "
+                         f"{solver_name(i - 1)} had right, and learned {won}.")
     return [f"- {sentence}" for sentence in found]
 
 
 def step_findings(run, i, phase):
-    """What the steps of one phase should make a reader look at."""
-    limits = [("dead_groups", 0.5, "of the groups are dead: all of a group's completions earn the same"),
-              ("truncated", 0.1, "of the completions are truncated: --max_completion is short")]
-    where, found = f"Iteration {i}, {ROLES[phase]}:", []
-    for key, limit, what in limits:
-        pair = ends(run, i, phase, key)
-        if pair and pair[1] > limit:
-            found.append(f"{where} at the end, {share(pair[1])} % {what}.")
-    entropy, gap = ends(run, i, phase, "entropy"), ends(run, i, phase, "sampler_gap")
-    if entropy and entropy[1] < 0.3 * entropy[0]:
-        found.append(f"{where} entropy fell from {entropy[0]:.3f} to {entropy[1]:.3f} nats: a collapse?")
-    if gap and gap[1] > 0.05:
-        found.append(f"{where} sampler and trainer differ by {gap[1]:.3f} nats per token.")
+    """What a reader should look at in the steps of one phase."""
+    def at_end(key):
+        return (ends(run, i, phase, key) or (0.0, 0.0))[1]
+    found = []
+    if at_end("dead_groups") > 0.5:
+        found.append(f"{share(at_end('dead_groups'))} % of the groups are dead: they teach nothing.")
+    if at_end("truncated") > 0.1:
+        found.append(f"{share(at_end('truncated'))} % of the completions are truncated.")
+    if at_end("sampler_gap") > 0.05:
+        found.append(f"sampler and trainer differ by {at_end('sampler_gap'):.3f} nats per token.")
+    before, after = ends(run, i, phase, "entropy") or (0.0, 0.0)
+    if after < 0.3 * before:
+        found.append(f"entropy fell from {before:.3f} to {after:.3f} nats: a collapse?")
     distinct = ends(run, i, phase, "distinct_questions")
     if distinct and distinct[1] < 0.7:
-        found.append(f"{where} at the end, only {share(distinct[1])} % of its questions differ: a collapse?")
-    return found
+        found.append(f"only {share(distinct[1])} % of its questions differ: a collapse?")
+    return [f"Iteration {i}, {ROLES[phase]}, last quarter of its steps: {what}" for what in found]
 
 
-MEASURES = [("reward", "reward", 2), ("reward_format", "format, %", 1), ("reward_validity", "validity, %", 1),
-            ("reward_curriculum", "curriculum, %", 1), ("reward_accuracy", "accuracy, %", 1),
-            ("right", "exactly right, %", 1), ("task_pass_rate", "pass rate before, %", 1),
-            ("valid", "fully valid, %", 1), ("in_band", "pass rate in the band, %", 1),
-            ("spec_tools", "m tools, as asked, %", 1), ("spec_calls", "n calls, as asked, %", 1),
-            ("distinct_questions", "distinct questions, %", 1), ("distinct_signatures", "distinct signatures, %", 1),
-            ("domain_entropy", "domain entropy, %", 1), ("dead_groups", "dead groups, %", 1),
-            ("truncated", "truncated, %", 1), ("entropy", "entropy, nats", 3),
-            ("sampler_gap", "sampler-trainer gap, nats", 4)]
+# metric, its name for readers, digits after the point
+MEASURES = [("reward", "reward", 2), ("reward_format", "format, %", 1),
+            ("reward_validity", "validity, %", 1), ("reward_curriculum", "curriculum, %", 1),
+            ("reward_accuracy", "accuracy, %", 1), ("right", "exactly right, %", 1),
+            ("task_pass_rate", "pass rate before, %", 1), ("valid", "fully valid, %", 1),
+            ("in_band", "pass rate in the band, %", 1), ("spec_tools", "m tools, as asked, %", 1),
+            ("spec_calls", "n calls, as asked, %", 1),
+            ("distinct_questions", "distinct questions, %", 1),
+            ("distinct_signatures", "distinct signatures, %", 1),
+            ("dead_groups", "dead groups, %", 1), ("truncated", "truncated, %", 1),
+            ("entropy", "entropy, nats", 3), ("sampler_gap", "sampler-trainer gap, nats", 4)]
 
 
 def training_section(run):
@@ -580,18 +595,19 @@ def training_section(run):
     for phase, name in ROLES.items():
         trained, rows = [i for i in run.iterations if run.steps(i, phase)], []
         for key, label, digits in MEASURES:
-            pairs = [ends(run, i, phase, key) for i in trained]
+            pairs, scale = [ends(run, i, phase, key) for i in trained], 100 if "%" in label else 1
             if any(pairs):
-                scale = 100 if label.endswith("%") else 1
-                rows.append([label, *(" -> ".join(f"{scale * value:.{digits}f}" for value in pair) if pair else "-"
-                                      for pair in pairs)])
+                rows.append([label, *(
+                    " -> ".join(f"{scale * value:.{digits}f}" for value in pair) if pair else "-"
+                    for pair in pairs)])
         if rows:
             lines += table([name, *(f"iteration {i}" for i in trained)], rows) + [""]
     return lines and lines + [
-        "Means over the first and the last quarter of a phase's steps. The Solver's tasks get harder within a phase: "
-        "compare \"exactly right\" with \"pass rate before\", which the Solver of the iteration before had on them when "
-        "they were graded (at a lower temperature, and easy tasks were in part lucky ones, so a small step down at "
-        "the easy end is no loss)."]
+        "Means over the first and the last quarter of a phase's steps. The Solver's tasks get harder "
+        "within a phase: compare \"exactly right\" with \"pass rate before\", which the Solver of the "
+        "iteration before had on the same tasks when they were graded. Grading sampled at a lower "
+        "temperature, and the easy end was in part lucky, so that falling short of it there is not "
+        "forgetting."]
 
 
 def pool_section(run):
@@ -602,8 +618,9 @@ def pool_section(run):
     for name, _ in sum(fates.values(), Counter()).most_common():
         rows.append([f"**{FATES[name]}**" if name in FATES else f"dropped: `{name}`",
                      *(fate[name] for fate in fates.values())])
-    rows.append(["sound tasks with a pass rate in the band, %", *(
-        share(mean(map(curriculum.in_band, graded(run, i)))) if graded(run, i) else "-" for i in fates)])
+    rates = [graded(run, i) for i in fates]
+    rows.append(["pass rate in the band, % of the sound tasks", *(
+        share(mean(map(curriculum.in_band, found)) if found else None) for found in rates)])
     varied = [diversity(rows) | obedience(rows) for rows in run.pools.values()]
     for key, label in (("questions", "distinct questions, %"), ("menus", "distinct menus, %"),
                        ("domains", "domain entropy of the curriculum, % of the greatest"),
@@ -625,7 +642,7 @@ def time_section(run):
 def cross_play_section(run):
     found = run.cross_play
     return found and table(
-        ["% right", *(f"Solver {s}" if s else "base" for s in found["solvers"])],
+        ["% right", *map(solver_name, found["solvers"])],
         [[f"curriculum {c}: {total} tasks", *(share(n / max(1, total)) for n in right)]
          for c, right, total in zip(found["curricula"], found["right"], found["total"])])
 
@@ -633,39 +650,43 @@ def cross_play_section(run):
 def tasks_section(run):
     """Three tasks per bucket of the last curriculum, with the Solver's answers before and after it
     where they are logged."""
-    if not run.pools:
-        return []
-    last, lines = max(run.examples or run.pools), []
-    rows = run.examples.get(last) or [{"bucket": row["task"]["bucket"], "task": row["task"]}
-                                      for row in run.pools[last] if row["kept"]]
+    last, lines = max(run.examples or run.pools, default=0), []
+    rows = run.examples.get(last) or [
+        {"bucket": row["task"]["bucket"], "task": row["task"]} for row in run.pools.get(last, ())
+        if row["kept"]]
     for bucket in curriculum.BUCKETS:
         for row in [row for row in rows if row["bucket"] == bucket][:3]:
-            answers = [(f"Solver {last - 1}" if last > 1 else "base", row.get("before")), (f"Solver {last}", row.get("after"))]
-            lines += readable(f"Iteration {last}, {bucket}: pass rate {row['task']['pass_rate']:.1f}",
-                              row["task"], row["task"]["answer"], answers)
+            lines += readable(
+                f"Iteration {last}, {bucket}, pass rate {row['task']['pass_rate']:.1f}",
+                row["task"], row["task"]["answer"],
+                [(solver_name(last - 1), row.get("before")), (solver_name(last), row.get("after"))])
     return lines
 
 
 def answers_section(run):
-    """Three held-out tasks each that the last Solver has newly right, forgot, and never knew."""
+    """Held-out tasks, three each, that the last Solver has newly right, forgot, and never knew."""
     last, lines = max(run.heldout, default=0), []
     if last == 0 or 0 not in run.heldout:
         return []
-    pairs = list(zip(run.heldout[0], run.heldout[last]))
-    for heading, before, after in (("newly right", False, True), ("forgotten", True, False), ("still wrong", False, False)):
-        for a, b in [(a, b) for a, b in pairs if (a["error"] is None, b["error"] is None) == (before, after)][:3]:
-            lines += readable(f"Held out, {heading}", b, b["gold"], [("base", a["answer"]), (f"Solver {last}", b["answer"])])
+    for heading, wanted in (("newly right", (False, True)), ("forgotten", (True, False)),
+                            ("still wrong", (False, False))):
+        pairs = [(a, b) for a, b in zip(run.heldout[0], run.heldout[last])
+                 if (a["error"] is None, b["error"] is None) == wanted]
+        for a, b in pairs[:3]:
+            lines += readable(f"Held out, {heading}", b, b["gold"],
+                              [("base", a["answer"]), (solver_name(last), b["answer"])])
     return lines
 
 
 def readable(heading, task, gold, answers):
-    """Markdown lines of one task: question, names in the menu, gold, answers (None: not logged)."""
+    """Markdown lines of one task: question, menu, gold calls, answers (None: not logged)."""
     menu = ", ".join(f"{tool['name']}({', '.join(tool['parameters'])})" for tool in task["tools"])
     rows = [("question", task["question"]), ("menu", menu), ("gold", ", ".join(map(as_call, gold)))]
-    width = max(len(name) for name, _ in rows + answers) + 2
-    lines = [f"{name + ':':{width}}" + text.replace("\n", "\n" + " " * width)
-             for name, text in rows + answers if text is not None]
-    return [f"**{heading}**", "", *(f"    {part}" for line in lines for part in line.split("\n")), ""]
+    lines = [f"**{heading}**", ""]
+    for name, text in rows + [row for row in answers if row[1] is not None]:
+        first, *rest = text.split("\n")
+        lines += [f"    {name + ':':10}{first}", *(14 * " " + part for part in rest)]
+    return lines + [""]
 
 
 def as_call(call):
@@ -674,7 +695,8 @@ def as_call(call):
     >>> as_call({"name": "f", "arguments": {"city": "Oslo", "n": 2}})
     'f(city="Oslo", n=2)'
     """
-    return f"{call['name']}({', '.join(f'{k}={json.dumps(v)}' for k, v in call['arguments'].items())})"
+    arguments = (f"{name}={json.dumps(value)}" for name, value in call["arguments"].items())
+    return f"{call['name']}({', '.join(arguments)})"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -682,28 +704,35 @@ def as_call(call):
 
 
 def compare(runs):
-    """Markdown lines: held-out accuracy of runs, averaged over those that differ in their seed only.
-
-    A group is named by the settings in which it departs from most of the runs.
-    """
-    usual = {name: Counter(str(run.config.get(name)) for run in runs).most_common(1)[0][0]
-             for name in {name for run in runs for name in run.config} - {"run_dir", "seed", "iterations"}}
-    groups = {}
-    for run in runs:
-        own = [f"{name} {run.config.get(name)}" for name in sorted(usual) if str(run.config.get(name)) != usual[name]]
-        groups.setdefault(", ".join(own) or "as most", []).append(run)
+    """Markdown lines: held-out accuracy, averaged over the runs that differ in their seed only."""
     last = max(max(run.heldout, default=0) for run in runs)
     rows = []
-    for settings, members in groups.items():
-        found = [{i: 100 * right / total for i, (right, total) in accuracy(run).items()} for run in members]
+    for settings, members in grouped(runs).items():
+        found = [{i: 100 * right / total for i, (right, total) in accuracy(run).items()}
+                 for run in members]
         gains = [by[max(by)] - by[0] for by in found if 0 in by and max(by) > 0]
         interval = t_interval(gains)
-        rows.append([settings, len(members), *(spread([by[i] for by in found if i in by]) for i in range(last + 1)),
-                     spread(gains), f"{interval[0]:+.1f} to {interval[1]:+.1f}" if interval else "-"])
+        rows.append([settings, len(members),
+                     *(spread([by[i] for by in found if i in by]) for i in range(last + 1)),
+                     spread(gains),
+                     f"{interval[0]:+.1f} to {interval[1]:+.1f}" if interval else "-"])
     return table(["settings", "runs", "base, %", *(f"Solver {i}, %" for i in range(1, last + 1)),
                   "gain, points", "95 % interval"], rows) + [
-        "", "Mean and standard deviation over runs of held-out accuracy; Student's t for the interval of the mean gain. "
-        "Seeds share the held-out tasks, so the interval says how training varies, not how tasks do."]
+        "", "Mean and standard deviation over runs of held-out accuracy; the interval of the mean gain "
+        "is Student's t. Seeds share the held-out tasks: the interval says how training varies."]
+
+
+def grouped(runs):
+    """{settings: runs}; a group is named by the settings in which it departs from most runs."""
+    names = sorted({name for run in runs for name in run.config} - {"run_dir", "seed", "iterations"})
+    usual = {name: Counter(str(run.config.get(name)) for run in runs).most_common(1)[0][0]
+             for name in names}
+    groups = {}
+    for run in runs:
+        own = [f"{name} {run.config.get(name)}" for name in names
+               if str(run.config.get(name)) != usual[name]]
+        groups.setdefault(", ".join(own) or "as most", []).append(run)
+    return groups
 
 
 def spread(values):
@@ -731,7 +760,8 @@ def write(run_dir):
     if drawn and panels(run):
         draw(run, run.path / "curves.png")
     (run.path / "report.md").write_text(page(run, (run.path / "curves.png").exists()))
-    return f"report: {run.path}/report.md" + (", curves.png" if drawn else " (pip install matplotlib for a picture)")
+    return f"report: {run.path}/report.md" + (
+        ", curves.png" if drawn else " (pip install matplotlib for the picture)")
 
 
 def main(paths):
