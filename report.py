@@ -257,8 +257,9 @@ def percent(axes, whole=False, room=1.35):
 
 
 def legend(axes, columns=2, loc="upper left", **more):
-    axes.legend(ncols=columns, loc=loc, fontsize=7.5, frameon=False, labelcolor="#333333",
-                handlelength=1.3, borderaxespad=0.1, labelspacing=0.25, columnspacing=1, **more)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(ncols=columns, loc=loc, fontsize=7.5, frameon=False, labelcolor="#333333",
+                    handlelength=1.3, borderaxespad=0.1, labelspacing=0.25, columnspacing=1, **more)
 
 
 def iteration_axis(axes, run):
@@ -388,10 +389,10 @@ def rates_panel(i):
         if after:
             first, untaken_first = histogram(before, samples)
             axes.step([v - 0.5 / samples for v in x] + [1 + 0.5 / samples], first + first[-1:],
-                      where="post", color="#444444", linewidth=1.3, label="first quarter of its steps")
+                      where="post", color="#444444", linewidth=1.3, label="first quarter of steps")
             note = f"green: the band; no task: {100 * untaken_first:.0f} % -> {100 * untaken:.0f} %"
             legend(axes)
-        title(axes, f"Pass rates, Generator {i} on " + (solver_name(i - 1) if i > 1 else "the base"), note)
+        title(axes, f"Pass rates, Generator {i} on {solver_name(i - 1)}", note)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
         percent(axes)
     return panel
@@ -563,7 +564,7 @@ def step_findings(run, i, phase):
         return (ends(run, i, phase, key) or (0.0, 0.0))[1]
     found = []
     if at_end("dead_groups") > 0.5:
-        found.append(f"{share(at_end('dead_groups'))} % of the groups are dead: they teach nothing.")
+        found.append(f"{share(at_end('dead_groups'))} % of the groups are dead: nothing to learn.")
     if at_end("truncated") > 0.1:
         found.append(f"{share(at_end('truncated'))} % of the completions are truncated.")
     if at_end("sampler_gap") > 0.05:
@@ -603,11 +604,10 @@ def training_section(run):
         if rows:
             lines += table([name, *(f"iteration {i}" for i in trained)], rows) + [""]
     return lines and lines + [
-        "Means over the first and the last quarter of a phase's steps. The Solver's tasks get harder "
-        "within a phase: compare \"exactly right\" with \"pass rate before\", which the Solver of the "
-        "iteration before had on the same tasks when they were graded. Grading sampled at a lower "
-        "temperature, and the easy end was in part lucky, so that falling short of it there is not "
-        "forgetting."]
+        "Means over the first and the last quarter of a phase's steps. The Solver's tasks get "
+        "harder within a phase: compare `exactly right` with `pass rate before`, which the Solver "
+        "before had on the same tasks when they were graded. Grading sampled at a lower temperature, "
+        "and the easy end was in part lucky, so that falling short of it there is not forgetting."]
 
 
 def pool_section(run):
@@ -718,13 +718,14 @@ def compare(runs):
                      f"{interval[0]:+.1f} to {interval[1]:+.1f}" if interval else "-"])
     return table(["settings", "runs", "base, %", *(f"Solver {i}, %" for i in range(1, last + 1)),
                   "gain, points", "95 % interval"], rows) + [
-        "", "Mean and standard deviation over runs of held-out accuracy; the interval of the mean gain "
+        "", "Held-out accuracy, mean and standard deviation over runs; the interval of the mean gain "
         "is Student's t. Seeds share the held-out tasks: the interval says how training varies."]
 
 
 def grouped(runs):
     """{settings: runs}; a group is named by the settings in which it departs from most runs."""
-    names = sorted({name for run in runs for name in run.config} - {"run_dir", "seed", "iterations"})
+    names = {name for run in runs for name in run.config} - {"run_dir", "seed", "iterations"}
+    names = sorted(names)
     usual = {name: Counter(str(run.config.get(name)) for run in runs).most_common(1)[0][0]
              for name in names}
     groups = {}

@@ -81,11 +81,12 @@ def strict_value_share(p, g):
 def call_similarity(predicted, gold, s_val=value_share):
     """s = 0.2 s_name + 0.3 s_key + 0.5 s_val of two calls, in 0..1   (Eq. 7)
 
-    s_name: name equality, 0 or 1. s_key: F1 of the argument names, 1 if both have none. s_val: one of
-    the two functions above.
+    s_name: name equality, 0 or 1. s_key: F1 of the argument names, 1 if both have none. s_val: one
+    of the two functions above.
 
-    >>> one, three = {"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": dict(a=1, b=2, c=3)}
-    >>> call_similarity(one, three), round(call_similarity(one, three, strict_value_share), 4)
+    >>> part = {"name": "f", "arguments": {"a": 1}}
+    >>> gold = {"name": "f", "arguments": {"a": 1, "b": 2, "c": 3}}
+    >>> call_similarity(part, gold), round(call_similarity(part, gold, strict_value_share), 4)
     (0.85, 0.5167)
     """
     p, g = predicted["arguments"], gold["arguments"]
@@ -124,7 +125,7 @@ def reward(text, gold, strict_values=False):
     r_acc is 0 without a non-empty <think> block (authors' code). The total is the sum.
 
     Args:
-        strict_values: take s_val over all of gold's argument names (ours) and not over the common ones.
+        strict_values: take s_val over all of gold's argument names (ours), not the common ones.
     """
     calls = read(text) if last_block(text, "think") else None
     s_val = strict_value_share if strict_values else value_share

@@ -45,14 +45,14 @@ SOLVER_ANSWERS = [
     ("one value of three wrong", answer(call(city="Rome", day="Friday", seats=5)), [TRAIN]),
     ("all values wrong", answer(call(city="Rome", day="Monday", seats=2)), [TRAIN]),
     ("`oslo` for `Oslo`", answer(call(city="oslo", day="Friday", seats=5)), [TRAIN]),
-    ("an invented argument beside the three", answer(call(**TRAIN["arguments"], pets=True)), [TRAIN]),
+    ("an argument too many", answer(call(**TRAIN["arguments"], pets=True)), [TRAIN]),
     ("the wrong tool with the right arguments", answer(TRAIN | {"name": "book_bus"}), [TRAIN]),
     ("another call beside it", answer(TRAIN, MAIL), [TRAIN]),
     ("the gold call twice", answer(TRAIN, TRAIN), [TRAIN]),
     ("one of two calls", answer(TRAIN), [TRAIN, MAIL]),
     ("an empty list", answer(), [TRAIN]),
-    ("Python syntax in the tag", '<think>x</think><tool_call_answer>book_train("Oslo")</tool_call_answer>',
-     [TRAIN]),
+    ("Python syntax in the tag",
+     '<think>x</think><tool_call_answer>book_train("Oslo")</tool_call_answer>', [TRAIN]),
     ("prose", "<think>x</think>I have booked a train to Oslo.", [TRAIN]),
     ("the prompt copied", solver.SYSTEM, [TRAIN]),
 ]
@@ -89,15 +89,17 @@ def solver_table():
             "|---|---|---|---|---|"]
     for label, text, gold in SOLVER_ANSWERS:
         paper, strict = solver.reward(text, gold), solver.reward(text, gold, strict_values=True)
-        rows.append(f"| {label} | {'yes' if solver.is_right(text, gold) else 'no'} | {paper['format']:.2f} "
-                    f"| {paper['accuracy']:.2f} | {strict['accuracy']:.2f} |")
+        right = "yes" if solver.is_right(text, gold) else "no"
+        rows.append(f"| {label} | {right} | {paper['format']:.2f} | {paper['accuracy']:.2f} "
+                    f"| {strict['accuracy']:.2f} |")
     return rows
 
 
 def generator_table():
     """Markdown: what Eqs. 1, 2 and 5 pay for each task when p = 1/2 and the judge gives 5; and
     whether it may enter the curriculum."""
-    rows = ["| Generator's task (p = 1/2, judge 5) | r_fmt | r_valid | r_curr | curriculum |", "|---|---|---|---|---|"]
+    rows = ["| Generator's task (p = 1/2, judge 5) | r_fmt | r_valid | r_curr | curriculum |",
+            "|---|---|---|---|---|"]
     spec = generator.Spec("travel", "single_turn", 1, 1)
     for label, text in GENERATOR_TASKS:
         draft = generator.read(text)
@@ -112,9 +114,11 @@ def ambiguous_table():
     """Markdown: an ambiguous question, which passes every check, at each pass rate of K = 8."""
     rates = [Fraction(k, 8) for k in range(9)]
     rows = ["| An ambiguous question at p = | " + " | ".join(map(str, rates)) + " |", "|---" * 10 + "|"]
+    draft = generator.read(AMBIGUOUS)
     for score, said in ((5, "judge fooled (5)"), (3, "judge in doubt (3)"), (1, "judge sees it (1)")):
-        pay = [sum(generator.reward(generator.read(AMBIGUOUS), curriculum.band_pass(p, 8),
-                                    curriculum.semantic_reward(score)).values()) for p in map(float, rates)]
+        semantic = curriculum.semantic_reward(score)
+        pay = [sum(generator.reward(draft, curriculum.band_pass(float(p), 8), semantic).values())
+               for p in rates]
         rows.append(f"| total, {said} | " + " | ".join(f"{total:.2f}" for total in pay) + " |")
     return rows
 
