@@ -606,8 +606,8 @@ def training_section(run):
     return lines and lines + [
         "Means over the first and the last quarter of a phase's steps. The Solver's tasks get "
         "harder within a phase: compare `exactly right` with `pass rate before`, which the Solver "
-        "before had on the same tasks when they were graded. Grading sampled at a lower temperature, "
-        "and the easy end was in part lucky, so that falling short of it there is not forgetting."]
+        "before had on the same tasks when they were graded. Grading sampled at a lower "
+        "temperature, and the easy end was in part lucky, so that falling short of it there is not forgetting."]
 
 
 def pool_section(run):
@@ -718,8 +718,8 @@ def compare(runs):
                      f"{interval[0]:+.1f} to {interval[1]:+.1f}" if interval else "-"])
     return table(["settings", "runs", "base, %", *(f"Solver {i}, %" for i in range(1, last + 1)),
                   "gain, points", "95 % interval"], rows) + [
-        "", "Held-out accuracy, mean and standard deviation over runs; the interval of the mean gain "
-        "is Student's t. Seeds share the held-out tasks: the interval says how training varies."]
+        "", "Held-out accuracy, mean and standard deviation over runs; the interval of the mean "
+        "gain is Student's t. Seeds share the held-out tasks: the interval says how training varies."]
 
 
 def grouped(runs):

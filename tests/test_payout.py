@@ -113,9 +113,9 @@ def generator_table():
 def ambiguous_table():
     """Markdown: an ambiguous question, which passes every check, at each pass rate of K = 8."""
     rates = [Fraction(k, 8) for k in range(9)]
-    rows = ["| An ambiguous question at p = | " + " | ".join(map(str, rates)) + " |", "|---" * 10 + "|"]
+    rows = [f"| An ambiguous question at p = | {' | '.join(map(str, rates))} |", "|---" * 10 + "|"]
     draft = generator.read(AMBIGUOUS)
-    for score, said in ((5, "judge fooled (5)"), (3, "judge in doubt (3)"), (1, "judge sees it (1)")):
+    for score, said in ((5, "judge fooled (5)"), (3, "judge in doubt (3)"), (1, "judge sees (1)")):
         semantic = curriculum.semantic_reward(score)
         pay = [sum(generator.reward(draft, curriculum.band_pass(float(p), 8), semantic).values())
                for p in rates]

@@ -34,13 +34,14 @@ def candidate(reason, kept, p=None, question="Book a train to Oslo.", domain="tr
 
 
 POOL = [candidate(None, True, 0.5), candidate(None, True, 0.8, "Book a train.", "weather"),
-        candidate(None, False, 0.6), candidate("not_verified", False, 0.0), candidate("unparsed", False)]
+        candidate(None, False, 0.6), candidate("not_verified", False, 0.0),
+        candidate("unparsed", False)]
 
 
 def write_run(path, accuracy=(0.25, 0.5, 0.75), **config):
     """A run of two iterations with four steps per phase and four held-out tasks."""
-    settings = {"preset": "tiny", "seed": 0, "iterations": 2, "generator_steps": 4, "solver_steps": 4,
-                "probes": 2, "verify_samples": 10, "run_dir": str(path)} | config
+    settings = {"preset": "tiny", "seed": 0, "iterations": 2, "generator_steps": 4,
+                "solver_steps": 4, "probes": 2, "verify_samples": 10, "run_dir": str(path)} | config
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps({"config": settings}))
     metrics, timings = [], []
@@ -50,8 +51,8 @@ def write_run(path, accuracy=(0.25, 0.5, 0.75), **config):
         for phase in ("generator", "solver") if i else ():
             for step in range(4):
                 metrics.append({"iteration": i, "phase": phase, "step": step, "reward": step,
-                                "reward_format": 0.5, "dead_groups": 0.9, "truncated": 0, "entropy": 0.1,
-                                "sampler_gap": 0.001, "pass_rates": [step / 4, None]})
+                                "reward_format": 0.5, "dead_groups": 0.9, "truncated": 0,
+                                "entropy": 0.1, "sampler_gap": 0.001, "pass_rates": [step / 4, None]})
                 timings.append({"iteration": i, "phase": phase, "step": step, "seconds": 10,
                                 "sampling": 6, "training": 3, "peak_memory_mib": 7})
         if i:
@@ -94,8 +95,9 @@ def test_diversity_and_obedience_of_a_pool():
 
 
 @pytest.mark.parametrize("missing", [
-    ["iter1", "iter2", "iter0", "metrics.jsonl", "timings.jsonl"], ["iter1", "iter2", "timings.jsonl"],
-    ["iter2/heldout.jsonl"], ["iter1/pool.jsonl", "iter2/pool.jsonl"], ["iter0"], ["metrics.jsonl"]])
+    ["iter1", "iter2", "iter0", "metrics.jsonl", "timings.jsonl"],
+    ["iter1", "iter2", "timings.jsonl"], ["iter2/heldout.jsonl"],
+    ["iter1/pool.jsonl", "iter2/pool.jsonl"], ["iter0"], ["metrics.jsonl"]])
 def test_a_run_that_is_not_finished(tmp_path, missing):
     path = write_run(tmp_path / "run")
     for name in missing:
@@ -117,7 +119,8 @@ def test_an_empty_curriculum(tmp_path):
     path = write_run(tmp_path / "run")
     write_lines(path / "iter1/pool.jsonl", [candidate("unparsed", False)])
     report.write(path)
-    assert "100.0 % of the pool is dropped for one reason, `unparsed`" in (path / "report.md").read_text()
+    page = (path / "report.md").read_text()
+    assert "100.0 % of the pool is dropped for one reason, `unparsed`" in page
 
 
 def test_examples_and_cross_play_are_shown_where_logged(tmp_path):
@@ -128,7 +131,8 @@ def test_examples_and_cross_play_are_shown_where_logged(tmp_path):
         {"curricula": [1], "solvers": [0, 1], "right": [[1, 3]], "total": [4]}))
     report.write(path)
     page = (path / "report.md").read_text()
-    assert "Iteration 2, hard, pass rate 0.5" in page and "    Solver 1: two\n              lines" in page
+    assert "Iteration 2, hard, pass rate 0.5" in page
+    assert "    Solver 1: two\n              lines" in page
     assert "| curriculum 1: 4 tasks | 25.0 | 75.0 |" in page
 
 
@@ -136,7 +140,8 @@ def test_without_matplotlib_a_line_says_how_to_get_it(tmp_path, monkeypatch):
     path = write_run(tmp_path / "run")
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
     assert "pip install matplotlib" in report.write(path)
-    assert "curves.png" not in (path / "report.md").read_text() and not (path / "curves.png").exists()
+    assert "curves.png" not in (path / "report.md").read_text()
+    assert not (path / "curves.png").exists()
 
 
 def test_runs_are_grouped_by_settings_and_averaged_over_seeds(tmp_path):
@@ -144,13 +149,14 @@ def test_runs_are_grouped_by_settings_and_averaged_over_seeds(tmp_path):
              for seed in range(3)]
     paths.append(write_run(tmp_path / "frozen", (0.25, 0.25), freeze=True))
     rows = report.compare([report.read_run(path) for path in paths])
-    full = next(row for row in rows if row.startswith("| as most | 3 |"))
-    # gains of 25, 50 and 75 points: mean 50, deviation 25, half an interval 4.303 * 25 / sqrt(3) = 62.1
-    assert full == "| as most | 3 | 25.0 ± 0.0 | 50.0 ± 0.0 | 75.0 ± 25.0 | 50.0 ± 25.0 | -12.1 to +112.1 |"
+    # gains of 25, 50 and 75 points: mean 50, deviation 25, half interval 4.303 * 25 / sqrt(3) = 62.1
+    assert ("| as most | 3 | 25.0 ± 0.0 | 50.0 ± 0.0 | 75.0 ± 25.0 | 50.0 ± 25.0 | -12.1 to +112.1 |"
+            in rows)
     assert "| freeze True | 1 | 25.0 | 25.0 | - | 0.0 | - |" in rows
 
 
 @pytest.mark.parametrize("arguments, named", [([], "run directory"), (["nowhere"], "nowhere")])
 def test_what_is_not_a_run_is_one_line(arguments, named):
-    done = subprocess.run([sys.executable, ROOT / "report.py", *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, ROOT / "report.py", *arguments], text=True,
+                          capture_output=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and named in done.stderr
