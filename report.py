@@ -195,6 +195,7 @@ def time_by_kind(run, i):
 # ---------------------------------------------------------------------------------------------
 # The picture: small multiples over one axis, the iterations
 
+# Orange is the Generator, blue the Solver, in every panel
 SHADES = {"generator": ("#d9622b", "#f2a97e", "#8c3a12", "#c9a227"),
           "solver": ("#2464a4", "#86b6e2", "#143a63")}
 GREY, BAND = "#8a8a8a", "#dcecd6"
@@ -257,6 +258,7 @@ def percent(axes, whole=False, room=1.35):
 
 
 def legend(axes, columns=2, loc="upper left", **more):
+    """A small legend without a frame, where there is anything to name."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(ncols=columns, loc=loc, fontsize=7.5, frameon=False, labelcolor="#333333",
                     handlelength=1.3, borderaxespad=0.1, labelspacing=0.25, columnspacing=1, **more)
@@ -607,7 +609,8 @@ def training_section(run):
         "Means over the first and the last quarter of a phase's steps. The Solver's tasks get "
         "harder within a phase: compare `exactly right` with `pass rate before`, which the Solver "
         "before had on the same tasks when they were graded. Grading sampled at a lower "
-        "temperature, and the easy end was in part lucky, so that falling short of it there is not forgetting."]
+        "temperature, and the easy end was in part lucky, so that falling short of it there is not "
+        "forgetting."]
 
 
 def pool_section(run):
@@ -719,13 +722,13 @@ def compare(runs):
     return table(["settings", "runs", "base, %", *(f"Solver {i}, %" for i in range(1, last + 1)),
                   "gain, points", "95 % interval"], rows) + [
         "", "Held-out accuracy, mean and standard deviation over runs; the interval of the mean "
-        "gain is Student's t. Seeds share the held-out tasks: the interval says how training varies."]
+        "gain is Student's t. Seeds share the held-out tasks: it says how training varies."]
 
 
 def grouped(runs):
     """{settings: runs}; a group is named by the settings in which it departs from most runs."""
-    names = {name for run in runs for name in run.config} - {"run_dir", "seed", "iterations"}
-    names = sorted(names)
+    unlike = {"run_dir", "seed", "iterations"}
+    names = sorted({name for run in runs for name in run.config} - unlike)
     usual = {name: Counter(str(run.config.get(name)) for run in runs).most_common(1)[0][0]
              for name in names}
     groups = {}
