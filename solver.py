@@ -53,29 +53,49 @@ def format_reward(text):
     return 1.0 if calls is not None and calls.calls else 0.6
 
 
-def call_similarity(predicted, gold):
-    """s = 0.2 s_name + 0.3 s_key + 0.5 s_val of two calls   (Eq. 7)
+def value_share(p, g):
+    """s_val of Eq. 7: share of equal values among the argument names that p and gold g both have; 1
+    if neither has any, 0 without a common name.
 
-    s_name: name equality, 0 or 1. s_key: F1 of the argument names, 1 if both have none. s_val:
-    share of equal values among the names that both have, 1 if neither has any, 0 without a common
-    name.
+    >>> value_share({"a": 1}, {"a": 1, "b": 2, "c": 3, "d": 4})
+    1.0
+    """
+    common = [key for key in g if key in p]
+    if not common:
+        return float(not p and not g)
+    return sum(values_equal(p[key], g[key]) for key in common) / len(common)
 
-    >>> call_similarity({"name": "f", "arguments": {"a": 1}},
-    ...                 {"name": "f", "arguments": {"a": 1, "b": 2, "c": 3}})
-    0.85
+
+def strict_value_share(p, g):
+    """A stricter s_val (ours): the share over all of gold's argument names, so that one left out is
+    wrong.
+
+    >>> strict_value_share({"a": 1}, {"a": 1, "b": 2, "c": 3, "d": 4})
+    0.25
+    """
+    if not g:
+        return float(not p)
+    return sum(key in p and values_equal(p[key], g[key]) for key in g) / len(g)
+
+
+def call_similarity(predicted, gold, s_val=value_share):
+    """s = 0.2 s_name + 0.3 s_key + 0.5 s_val of two calls, in 0..1   (Eq. 7)
+
+    s_name: name equality, 0 or 1. s_key: F1 of the argument names, 1 if both have none. s_val: one
+    of the two functions above.
+
+    >>> part = {"name": "f", "arguments": {"a": 1}}
+    >>> gold = {"name": "f", "arguments": {"a": 1, "b": 2, "c": 3}}
+    >>> call_similarity(part, gold), round(call_similarity(part, gold, strict_value_share), 4)
+    (0.85, 0.5167)
     """
     p, g = predicted["arguments"], gold["arguments"]
-    common = [key for key in g if key in p]
     s_name = float(predicted["name"] == gold["name"])
-    s_key = 2 * len(common) / (len(p) + len(g)) if p or g else 1.0
-    if common:
-        s_val = sum(values_equal(p[key], g[key]) for key in common) / len(common)
-    else:
-        s_val = 0.0 if p or g else 1.0
-    return 0.2 * s_name + 0.3 * s_key + 0.5 * s_val
+    s_key = 2 * len(p.keys() & g.keys()) / (len(p) + len(g)) if p or g else 1.0
+    return 0.2 * s_name + 0.3 * s_key + 0.5 * s_val(p, g)
 
 
-def accuracy_reward(calls, gold):
+def accuracy_reward(calls, gold, s_val=value_share):
     """r_acc = mean over gold calls of s / (1 + 0.25 max(0, |predictions| - |gold|))   (Eq. 7)
 
     Each gold call in turn takes the best prediction that is still unused. Malformed elements count
@@ -84,13 +104,14 @@ def accuracy_reward(calls, gold):
     Args:
         calls: verify.Calls, the predictions.
         gold: list of calls, not empty.
+        s_val: value_share (the paper's) or strict_value_share.
     """
     predictions = len(calls.calls) + calls.malformed
     if predictions > MAX_ITEMS:
         return 0.0
     unused, total = list(calls.calls), 0.0
     for gold_call in gold:
-        scores = [call_similarity(call, gold_call) for call in unused]
+        scores = [call_similarity(call, gold_call, s_val) for call in unused]
         if scores:
             best = max(range(len(scores)), key=scores.__getitem__)
             total += scores[best]
@@ -98,11 +119,15 @@ def accuracy_reward(calls, gold):
     return total / len(gold) / (1 + 0.25 * max(0, predictions - len(gold)))
 
 
-def reward(text, gold):
+def reward(text, gold, strict_values=False):
     """Reward parts of one completion: {"format": r_fmt, "accuracy": r_acc}, each in 0..1.
 
     r_acc is 0 without a non-empty <think> block (authors' code). The total is the sum.
+
+    Args:
+        strict_values: take s_val over all of gold's argument names (ours), not the common ones.
     """
     calls = read(text) if last_block(text, "think") else None
+    s_val = strict_value_share if strict_values else value_share
     return {"format": format_reward(text),
-            "accuracy": accuracy_reward(calls or Calls([]), gold)}
+            "accuracy": accuracy_reward(calls or Calls([]), gold, s_val)}
