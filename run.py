@@ -96,11 +96,7 @@ class Directory:
 
     def __init__(self, path, rank=0, world=1):
         self.path, self.rank, self.world = Path(path), rank, world
-        self.since = time.time()
-        file = self.path / "state.json"
-        self.state = read_json(file) if file.exists() else json.loads(json.dumps(FRESH))
-        if set(self.state) != set(FRESH):
-            raise Refused(f"{file} is not what this version writes: give another --run_dir")
+        self.since, self.state = time.time(), json.loads(json.dumps(FRESH))
 
     # Opening -----------------------------------------------------------------------------------
 
@@ -139,8 +135,12 @@ class Directory:
         self.held.flush()
 
     def rewind(self):
-        """Rank 0: bring logs and left-overs back to what state.json says. Returns what to tell the
-        user, or None."""
+        """Rank 0, once it has the lock: read state.json, and bring logs and left-overs back to what
+        it says. Returns (state, what to tell the user or None)."""
+        file = self.path / "state.json"
+        self.state = read_json(file) if file.exists() else self.state
+        if not isinstance(self.state, dict) or set(self.state) != set(FRESH):
+            raise Refused(f"{file} is not what this version writes: give another --run_dir")
         step, told = self.state["step"], None
         if step and step["world"] != self.world:
             told = (f"iteration {step['iteration']}: the {step['phase']} phase starts again, since it ran "
@@ -161,7 +161,7 @@ class Directory:
             else:
                 complete = file.read_bytes().rpartition(b"\n")
                 os.truncate(file, len(complete[0]) + len(complete[1]))
-        return told
+        return self.state, told
 
     def _cut(self, file, size):
         there = file.stat().st_size if file.exists() else 0

@@ -33,12 +33,15 @@ import torch
 import torch.distributed as dist
 import transformers
 from tqdm import tqdm
+from transformers import AutoConfig
 
+import check
 import curriculum
 import eval as evaluation
 import generator
 import grpo
 import model as lms
+import report
 import solver
 import tiny
 from run import SAVE_SECONDS, Directory, Refused, Stopper, read_json, write_json
@@ -93,6 +96,7 @@ class Config:
     no_grounding: bool = False           # us, ablation: values need not stand in the question
     no_cross_verification: bool = False  # us, ablation: tasks are kept however the Solver answers
     order: str = "easy_first"            # P; "shuffled" is an ablation
+    strict_values: bool = False          # us, ablation: r_acc shares over all of gold's arguments
 
     @property
     def path(self):
@@ -365,7 +369,8 @@ def train_solver(run, i):
                                 config.group_size, (i, "solver", step), 1.0, config.max_completion)
             golds = [task.answer for task in batch for _ in range(config.group_size)]
             texts = [rollout.text for rollout in flat(groups)]
-            run.learn(i, "solver", step, groups, list(map(solver.reward, texts, golds)), {
+            parts = [solver.reward(text, gold, config.strict_values) for text, gold in zip(texts, golds)]
+            run.learn(i, "solver", step, groups, parts, {
                 "right": mean(map(solver.is_right, texts, golds)),
                 "task_pass_rate": mean(task.pass_rate for task in batch)})
     else:
@@ -377,7 +382,8 @@ def evaluate(run, i):
     """Held-out greedy accuracy of Solver i (0: the base)."""
     run.freeze_solver(run.solver(i))
     tasks = tiny.heldout(run.config.heldout_tasks)
-    answers = evaluation.solve(run.opponent, tasks, run.config.max_verify, run.config.sample_rows)
+    with run.timed("sampling"):
+        answers = evaluation.solve(run.opponent, tasks, run.config.max_verify, run.config.sample_rows)
     rows = [{"question": task.question, "tools": task.tools, "gold": task.answer, "answer": answer.text,
              "error": evaluation.error_class(answer.text, task.answer)}
             for task, answer in zip(tasks, answers)]
@@ -392,6 +398,8 @@ def evaluate(run, i):
     run.log(i, "evaluation", 0, {"heldout_accuracy": accuracy,
                                  "errors": Counter(row["error"] for row in rows if row["error"])})
     run.say_iteration(i, accuracy)
+    if run.rank == 0:
+        report.write(run.files.path)
 
 
 def flat(groups):
@@ -494,6 +502,9 @@ class Run:
             self.done = (i, phase, step + 1)
         with self.timed("sync"):
             self.trainer.copy_to(self.actor.model)
+        if config.assert_invariants:
+            check.check_step(config, groups, reward_PG, self.actor.eos, metrics)
+            check.check_copy(self.actor.model, self.trainer.weights())
         self.trainer.write_events(phase, (i - 1) * steps + step, metrics)
         self._warn(i, phase, step, reward_PG, metrics)
 
@@ -533,8 +544,12 @@ class Run:
         """Do a phase unless it is finished; then record that it is, as the last thing."""
         if [i, phase] in self.files.state["finished"]:
             return
+        started, self.seconds = time.time(), Counter()
         work(self, i)
         self.done = None
+        if phase in ("curriculum", "evaluation"):
+            self.files.append("timings.jsonl", {"iteration": i, "phase": phase,
+                                                "seconds": time.time() - started, **self.seconds})
         self.barrier()
         with self.stopper.critical:
             self.files.finish(i, phase)
@@ -625,6 +640,7 @@ def summarise(config, files):
     write_json(files.path / "summary.json", summary)
     tqdm.write("held-out accuracy: " + " -> ".join(f"{100 * a:.1f} %" for a in accuracy)
                + f"   ({summary['wall_seconds'] / 60:.1f} minutes; {files.path}/summary.json)")
+    tqdm.write(report.write(files.path))
 
 
 def peak_memory():
@@ -777,10 +793,14 @@ def on_rank0(work):
     return outcome[0]
 
 
-def open_directory(config):
-    """The run's directory, claimed, seen by every rank, and brought back to its last saved step."""
+def open_directory(config, needed):
+    """The run's directory, claimed, seen by every rank, and brought back to its last saved step.
+
+    Args:
+        needed: bytes that the run will write.
+    """
     files = Directory(config.path, *lms.rank_and_world())
-    on_rank0(files.claim)
+    on_rank0(lambda: files.claim(needed))
     holder = on_rank0(lambda: (files.path / "lock").read_text())
     blind = [None] * files.world
     lock = files.path / "lock"
@@ -790,8 +810,7 @@ def open_directory(config):
     if any(blind):
         raise Refused(f"{files.path.resolve()} is not on a file system that all ranks share: "
                       f"{', '.join(sorted(set(filter(None, blind))))} does not see it")
-    told = on_rank0(files.rewind)
-    files.state = on_rank0(lambda: files.state)
+    files.state, told = on_rank0(files.rewind)
     on_rank0(lambda: write_json(files.path / "config.json", record(config) | {
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__,
                      "deepspeed": grpo.deepspeed.__version__}}))
@@ -803,11 +822,11 @@ def start(config):
     try:
         tokenizer = lms.load_tokenizer(config.base)
         score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(tiny.heldout(1)[0]), curriculum.SCORES)
-        lms.checkpoint_files(config.base)
+        parameters = check.count_parameters(AutoConfig.from_pretrained(lms.checkpoint_files(config.base)[0]))
     except ValueError as error:
         raise Refused(f"--model {config.model}: {error}") from None
     device = grpo.init_distributed(config.collective_timeout)
-    files, told = open_directory(config)
+    files, told = open_directory(config, check.disk_bytes(parameters, config.iterations))
     if [config.iterations, "evaluation"] not in files.state["finished"]:
         run = Run(config, files, tokenizer, score_ids, device)
         if told:
@@ -855,10 +874,8 @@ def fail(run, message):
 def main(argv=None):
     warnings.filterwarnings("ignore", category=FutureWarning)
     config, action = parse(argv)
-    if action == "explain":
-        return explain(config)
     try:
-        start(config)
+        {"explain": explain, "check": check.report, None: start}[action](config)
     except Refused as problem:
         refuse(problem)
 
