@@ -14,6 +14,7 @@ Prompt, reader and sampler are those of training. Loaders are in benchmarks.py, 
 statistics in score.py, what is printed and written in results.py.
 """
 import argparse
+import functools
 import json
 import os
 import sys
@@ -115,18 +116,19 @@ def evaluate(args):
     """Load, solve, score, print."""
     sets = checked(load_sets, args)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        results.write_settings(args.out, args.model, args.data or DATA, args.limit)
+        checked(functools.partial(args.out.mkdir, parents=True, exist_ok=True))
     lm = checked(load_model, args.model, join_ranks())
     if lm.model.config.max_position_embeddings <= args.max_completion:
         refuse(f"--max_completion {args.max_completion} leaves no room for a prompt: the model has "
                f"{lm.model.config.max_position_embeddings} positions")
-    verdicts = {}
+    out, verdicts = args.out if lms.rank_and_world()[0] == 0 else None, {}
+    if out:
+        results.write_settings(out, args.model, args.data or DATA, args.limit)
     for name, rows in sets.items():
         texts, problems = answer(lm, name, rows, args)
         verdicts[name] = conclude(name, rows, texts, problems)
-        if args.out and lms.rank_and_world()[0] == 0:
-            results.write(args.out, name, rows, texts, verdicts[name])
+        if out:
+            results.write(out, name, rows, texts, verdicts[name])
     say("", *results.summary_lines(verdicts))
 
 
@@ -142,8 +144,9 @@ def load_sets(args):
     unknown = [name for name in args.benchmarks if name not in benchmarks.BENCHMARKS]
     if unknown:
         raise ValueError(f"no benchmark {unknown[0]!r}: choose from {', '.join(benchmarks.BENCHMARKS)}")
-    names = [name for benchmark in args.benchmarks for name in benchmarks.BENCHMARKS[benchmark]]
-    return {name: benchmarks.load(name, args.data or DATA, args.limit) for name in names}
+    wanted = {name for benchmark in args.benchmarks for name in benchmarks.BENCHMARKS[benchmark]}
+    return {name: benchmarks.load(name, args.data or DATA, args.limit)
+            for name in benchmarks.LOADERS if name in wanted}
 
 
 def score_again(args):
@@ -255,10 +258,10 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def checked(work, *args):
-    """work(*args), where a ValueError speaks of the user's input."""
+    """work(*args), where an error speaks of the user's input."""
     try:
         return work(*args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         refuse(error)
 
 

@@ -91,6 +91,7 @@ def summary_lines(results):
         lines.append(table_line("this model", [f"{100 * share[0]:.2f}" if share else "-" for share in ours]))
         lines += [table_line(f"the paper's: {model}", [f"{x:.2f}" for x in row])
                   for model, row in PAPER.items()]
+        lines.append("(the paper's means as it prints them: some are not quite those of its five)")
     return lines + error_table(results)
 
 

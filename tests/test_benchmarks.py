@@ -234,7 +234,6 @@ def test_a_limit_spreads_over_the_set(data):
     assert len(benchmarks.load("snips", data, 1000)) == 14
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("bfcl_eval") is None, reason="needs bfcl-eval")
 def test_agreement_with_an_independent_judge():
     import bfcl_agreement
