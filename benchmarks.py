@@ -18,6 +18,7 @@ from pathlib import Path
 import tiny
 from verify import Task, answers_equal, load_json, normalise_tool, strip_fence
 
+FETCH = ": the README says how to fetch it"
 INTENTS = ("AddToPlaylist", "BookRestaurant", "GetWeather", "PlayMusic", "RateBook",
            "SearchCreativeWork", "SearchScreeningEvent")
 CATEGORIES = ("simple_python", "multiple", "parallel", "parallel_multiple", "live_simple",
@@ -58,15 +59,15 @@ def make_rows(ids, part, make, elements):
         except ValueError as error:
             rows.append(Row(row_id, Task("", [], []), part, problem=str(error)))
     if not rows or all(row.problem for row in rows):
-        raise ValueError("no row can be read" + (f"; the first: {rows[0].problem}" if rows else ""))
+        raise ValueError(f"no row can be read: {rows[0].problem if rows else 'there is none'}")
     return rows
 
 
-def read_file(*places):
-    """(path, text) of the first place that exists. ValueError if none does."""
+def read_file(*places, hint=""):
+    """(path, text) of the first place that exists. ValueError if none does, with a hint."""
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        raise ValueError(f"{places[0]} is missing: the README says how to fetch it")
+        raise ValueError(f"{places[0]} is missing{hint}")
     try:
         return path, path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -120,8 +121,9 @@ def render(conversation):
     """
     lines = []
     for turn in conversation:
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (0, 0)
-        if role not in SPEAKERS or not isinstance(content, str):
+        turn = turn if isinstance(turn, dict) else {}
+        role, content = turn.get("role"), turn.get("content")
+        if not isinstance(content, str) or not isinstance(role, str) or role not in SPEAKERS:
             raise ValueError(f"a turn is not one of {', '.join(SPEAKERS)} with a text")
         lines.append(f"{SPEAKERS[role]}: {strip_fence(content.strip())}")
     return "\n".join(lines)
@@ -143,14 +145,16 @@ def gold_call(element):
 
 def hammer(name, data):
     """Rows of one of Hammer's files: [{query, tools, answers}]; queries may be conversations."""
-    file = HAMMER_FILES[name]
-    path, text = read_file(data / "hammer" / file, data / "hammer/data/test/original" / file)
+    folder, file = data / "hammer", HAMMER_FILES[name]
+    path, text = read_file(folder / file, folder / "data/test/original" / file, hint=FETCH)
+
     def work():
         elements = load_json(text)
         if not isinstance(elements, list):
             raise ValueError("not a JSON list of rows")
         ids = [f"{name}_{i}" for i in range(len(elements))]
         return make_rows(ids, "", hammer_row, elements)
+
     return explained(path, work)
 
 
@@ -180,10 +184,10 @@ def snips(data):
     utterances, paths = {}, {}
     for intent in INTENTS:
         place = Path(intent) / f"validate_{intent}.json"
-        paths[intent], text = read_file(data / "snips" / place, data / "snips" /
-                                        "2017-06-custom-intent-engines" / place)
-        utterances[intent] = explained(paths[intent],
-                                       functools.partial(snips_utterances, intent, text))
+        clone = data / "snips/2017-06-custom-intent-engines"
+        path, text = read_file(data / "snips" / place, clone / place, hint=FETCH)
+        utterances[intent] = explained(path, functools.partial(snips_utterances, intent, text))
+        paths[intent] = path
     tools = [intent_tool(intent, utterances[intent]) for intent in INTENTS]
     rows = []
     for intent in INTENTS:
@@ -241,7 +245,7 @@ def bfcl(data):
     folder, rows = bfcl_folder(data), []
     for category in CATEGORIES:
         name = f"BFCL_v4_{category}.json"
-        path, text = read_file(folder / name)
+        path, text = read_file(folder / name, hint=FETCH)
         gold = None if category == "irrelevance" else bfcl_gold(folder / "possible_answer" / name)
         lines = [line for line in text.split("\n") if line.strip()]
         ids = [line_id(line, f"{category}_line{i}") for i, line in enumerate(lines)]
@@ -253,7 +257,8 @@ def bfcl(data):
 def bfcl_folder(data):
     """Where BFCL's data lies: under DIR, or in the installed package."""
     name = f"BFCL_v4_{CATEGORIES[0]}.json"
-    found = sorted(path.parent for path in data.rglob(name) if path.parent.name != "possible_answer")
+    found = sorted(path.parent for path in data.rglob(name)
+                   if path.parent.name != "possible_answer")
     spec = importlib.util.find_spec("bfcl_eval")
     if not found and spec is not None:
         found = [Path(place) / "data" for place in spec.submodule_search_locations or ()]
@@ -274,10 +279,13 @@ def line_id(line, otherwise):
 
 def bfcl_gold(path):
     """{id: ground truth} of a file in possible_answer/."""
+
     def work():
-        entries = [load_json(line) for line in read_file(path)[1].split("\n") if line.strip()]
+        lines = read_file(path, hint=FETCH)[1].split("\n")
+        entries = [load_json(line) for line in lines if line.strip()]
         return {entry["id"]: entry["ground_truth"] for entry in entries
                 if isinstance(entry, dict) and {"id", "ground_truth"} <= set(entry)}
+
     return explained(path, work)
 
 
@@ -313,7 +321,8 @@ def accepted_call(element, tools):
     if not isinstance(arguments, dict) or not all(isinstance(v, list) for v in arguments.values()):
         raise ValueError("a gold argument is no list of accepted values")
     required = next((tool["required"] for tool in tools if tool["name"] == name), ())
-    return {"name": name, "arguments": {k: choices_of(v, k in required) for k, v in arguments.items()}}
+    return {"name": name,
+            "arguments": {k: choices_of(v, k in required) for k, v in arguments.items()}}
 
 
 def choices_of(accepted, required=False):
@@ -405,6 +414,7 @@ def match(calls, accepted):
     (augmenting paths)."""
     edges = [[i for i, call in enumerate(calls) if call_fits(call, gold)] for gold in accepted]
     owner = {}                                  # call -> gold
+
     def place(g, seen):
         for i in edges[g]:
             if i not in seen:
@@ -413,6 +423,7 @@ def match(calls, accepted):
                     owner[i] = g
                     return True
         return False
+
     for g in range(len(accepted)):
         place(g, set())
     return {g: i for i, g in owner.items()}
@@ -429,9 +440,9 @@ def tiny_heldout(data):
 
 LOADERS = {name: functools.partial(hammer, name) for name in HAMMER_FILES} | {
     "snips": snips, "bfcl": bfcl, "tiny": tiny_heldout}
-BENCHMARKS = {"toolalpaca": ["toolalpaca"], "sealtools": ["sealtools"], "nexusraven": ["nexusraven"],
-              "apibank": ["apibank_l1", "apibank_l2"], "snips": ["snips"], "bfcl": ["bfcl"],
-              "tiny": ["tiny"]}
+BENCHMARKS = {"toolalpaca": ["toolalpaca"], "sealtools": ["sealtools"],
+              "nexusraven": ["nexusraven"], "apibank": ["apibank_l1", "apibank_l2"],
+              "snips": ["snips"], "bfcl": ["bfcl"], "tiny": ["tiny"]}
 
 
 def load(name, data, limit=None):

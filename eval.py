@@ -71,7 +71,8 @@ def answer(lm, name, rows, args):
     """(texts, problems) for the rows of a set; a row with a problem has no text."""
     room = min(lm.model.config.max_position_embeddings - args.max_completion,
                args.max_prompt or sys.maxsize)
-    prompts = [None if row.problem else lms.encode_chat(lm.tokenizer, messages(row.task)) for row in rows]
+    prompts = [None if row.problem else lms.encode_chat(lm.tokenizer, messages(row.task))
+               for row in rows]
     problems = ["broken row" if ids is None else "prompt too long" if len(ids) > room else None
                 for ids in prompts]
     # Longest first: rows of a chunk are alike, and memory runs out at once or never.
@@ -143,7 +144,8 @@ def load_sets(args):
     """{set: rows} of --benchmarks. ValueError says what is missing."""
     unknown = [name for name in args.benchmarks if name not in benchmarks.BENCHMARKS]
     if unknown:
-        raise ValueError(f"no benchmark {unknown[0]!r}: choose from {', '.join(benchmarks.BENCHMARKS)}")
+        raise ValueError(f"no benchmark {unknown[0]!r}: choose from "
+                         + ", ".join(benchmarks.BENCHMARKS))
     wanted = {name for benchmark in args.benchmarks for name in benchmarks.BENCHMARKS[benchmark]}
     return {name: benchmarks.load(name, args.data or DATA, args.limit)
             for name in benchmarks.LOADERS if name in wanted}
@@ -155,8 +157,9 @@ def score_again(args):
     verdicts = {}
     for name in benchmarks.LOADERS:
         if (args.score / f"{name}.jsonl").exists():
-            rows = checked(benchmarks.load, name, args.data or data, limit)
-            verdicts[name] = conclude(name, rows, *checked(results.stored_answers, args.score, name, rows))
+            rows = checked(benchmarks.load, name, args.data or data or DATA, limit)
+            answers = checked(results.stored_answers, args.score, name, rows)
+            verdicts[name] = conclude(name, rows, *answers)
     if not verdicts:
         refuse(f"{args.score} holds no <set>.jsonl: give a directory that --out has written")
     say("", *results.summary_lines(verdicts))
@@ -175,18 +178,19 @@ def overlap(args):
                  for path in places for i, task in enumerate(read_tasks(path), 1)]
     for name, rows in sets.items():
         found = score.overlaps([question for _, question in questions], rows)
-        say(f"{name}: {len(found)} of {len(questions)} curriculum questions share {score.NGRAM} words in a "
-            f"row with one of {len(rows)} benchmark questions")
+        say(f"{name}: {len(found)} of {len(questions)} curriculum questions share {score.NGRAM} "
+            f"words in a row with one of {len(rows)} benchmark questions")
         for i, (ids, gram) in found.items():
+            where, question = questions[i]
             more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
-            say(f"    {questions[i][0]}: {questions[i][1]!r} shares {gram!r} with {', '.join(ids[:3])}{more}")
+            say(f"    {where}: {question!r} shares {gram!r} with {', '.join(ids[:3])}{more}")
 
 
 def curriculum_files(run):
     """A run's curriculum.jsonl files in the order of its iterations. ValueError if it is no run."""
     places = sorted(run.glob("iter*/curriculum.jsonl"), key=iteration_of)
     if not places or not (run / "config.json").exists():
-        raise ValueError(f"{run} holds no config.json and iter*/curriculum.jsonl: give a run directory")
+        raise ValueError(f"{run} lacks config.json or iter*/curriculum.jsonl: give a run directory")
     return places
 
 
@@ -227,9 +231,10 @@ def cross_play(args):
     config = json.loads((run / "config.json").read_text())["config"]
     solvers = {0: config["model"]} | {i: run / f"iter{i}/solver" for i in curricula
                                       if (run / f"iter{i}/solver").is_dir()}
+    dtype = torch.bfloat16 if config["dtype"] == "bf16" else torch.float32
     cells, device = [], join_ranks()
     for i, path in solvers.items():
-        lm = checked(load_model, path, device, torch.bfloat16 if config["dtype"] == "bf16" else torch.float32)
+        lm = checked(load_model, path, device, dtype)
         for j, tasks in curricula.items():
             with progress(f"Solver {i}, curriculum {j}", len(tasks)) as bar:
                 answers = solve(lm, tasks, config["max_verify"], config["sample_rows"], bar)
@@ -278,19 +283,21 @@ def positive(text):
 
 
 def parse(argv):
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                           allow_abbrev=False)
+    parser = OneLineParser(description=__doc__, allow_abbrev=False,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="directory, hub name, or tiny")
     parser.add_argument("--benchmarks", default=["tiny"], type=lambda text: text.split(","),
                         help=f"comma-separated: {', '.join(benchmarks.BENCHMARKS)}")
-    parser.add_argument("--data", type=Path, help=f"directory of the benchmarks' files (default: {DATA})")
+    parser.add_argument("--data", type=Path,
+                        help=f"directory of the benchmarks' files (default: {DATA})")
     parser.add_argument("--limit", type=positive, help="rows of each set, spread evenly over it")
     parser.add_argument("--out", type=Path, help="directory for one <set>.jsonl each")
     parser.add_argument("--max_completion", type=positive, default=1024, help="tokens")
-    parser.add_argument("--max_prompt", type=positive, help="tokens (default: what the model takes)")
-    parser.add_argument("--rows", type=positive, default=128, help="answers decoded together")
+    parser.add_argument("--max_prompt", type=positive, help="tokens (default: what fits)")
+    parser.add_argument("--rows", type=positive, default=64, help="answers decoded together")
     parser.add_argument("--score", type=Path, metavar="DIR", help="score what --out wrote again")
-    parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two directories of --out")
+    parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"),
+                        help="two directories of --out")
     parser.add_argument("--overlap", type=Path, metavar="RUN", help="audit a run's curricula")
     parser.add_argument("--cross_play", type=Path, metavar="RUN", help="writes RUN/cross_play.json")
     parser.add_argument("--ask", metavar="QUESTION", help="with --tools: answer this question")

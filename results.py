@@ -6,6 +6,7 @@ asked), calls (null if nothing parses), verdict (right or wrong), error (class) 
 """
 import hashlib
 import json
+from functools import partial
 
 import benchmarks
 import solver
@@ -18,7 +19,7 @@ from verify import load_json
 PAPERS_FIVE = {"ToolAlpaca": ("toolalpaca",), "Seal-Tools": ("sealtools",),
                "NexusRaven": ("nexusraven",), "API-Bank": ("apibank_l1", "apibank_l2"),
                "SNIPS": ("snips",)}
-PAPER = {   # accuracy in %, arXiv 2602.21320: the five in the order above, and the mean that it prints
+PAPER = {   # arXiv 2602.21320, accuracy in %: the five in this order, and the mean as printed
     "Qwen2.5-0.5B-Instruct": (20.17, 37.07, 4.71, 13.85, 1.57, 15.47),
     "Qwen2.5-0.5B-Instruct + Tool-R0": (31.58, 63.95, 17.61, 28.00, 14.29, 30.57),
     "Qwen2.5-1.5B-Instruct": (35.96, 47.27, 17.61, 19.13, 4.29, 24.85),
@@ -44,7 +45,7 @@ def percent(share):
 
 
 def set_line(name, verdicts):
-    """One line on a set, or a part of one: accuracy, interval, share that parses, and Hammer's F1s."""
+    """One line on a set or a part of one: accuracy, interval, share that parses, Hammer's F1s."""
     share, n = share_right(verdicts), len(verdicts)
     asked = [verdict.parses for verdict in verdicts if verdict.parses is not None]
     counts = [sum(column) for column in zip(*(verdict.counts for verdict in verdicts))]
@@ -53,14 +54,16 @@ def set_line(name, verdicts):
             f"{100 * share[2]:.1f})"
             + (f"; unknowable credentials ignored {100 * loose:.1f} %" if loose > share[0] else "")
             + (f"; parse {100 * sum(asked) / len(asked):.1f} %" if asked else "")
-            + f"; Hammer's F1: names {100 * f1(*counts[:3]):.1f}, parameters {100 * f1(*counts[3:]):.1f}")
+            + f"; Hammer's F1: names {100 * f1(*counts[:3]):.1f}, "
+              f"parameters {100 * f1(*counts[3:]):.1f}")
 
 
 def set_lines(name, rows, verdicts):
     """The lines on one set: all rows, its parts, and the rows that were never asked, by index."""
     lines = [set_line(name, verdicts)]
     for part in dict.fromkeys(row.part for row in rows if row.part):
-        lines.append("    " + set_line(part, [v for row, v in zip(rows, verdicts) if row.part == part]))
+        some = [verdict for row, verdict in zip(rows, verdicts) if row.part == part]
+        lines.append("    " + set_line(part, some))
     for kind in KINDS["not asked"]:
         some = [f"{row.id} ({row.problem})" if row.problem else row.id
                 for row, verdict in zip(rows, verdicts) if verdict.error == ("not asked", kind)]
@@ -88,7 +91,8 @@ def summary_lines(results):
     if shares:
         lines += ["", table_line("accuracy, strict, %", [*PAPERS_FIVE, "mean"])]
         ours = [shares.get(title) for title in PAPERS_FIVE] + [mean]
-        lines.append(table_line("this model", [f"{100 * share[0]:.2f}" if share else "-" for share in ours]))
+        lines.append(table_line("this model",
+                                [f"{100 * share[0]:.2f}" if share else "-" for share in ours]))
         lines += [table_line(f"the paper's: {model}", [f"{x:.2f}" for x in row])
                   for model, row in PAPER.items()]
         lines.append("(the paper's means as it prints them: some are not quite those of its five)")
@@ -138,9 +142,11 @@ def write_settings(out, model, data, limit):
 
 
 def read_settings(out):
-    """(data, limit). ValueError if there are none."""
+    """(data, limit), None where they are not known."""
+    if not (out / "settings.json").exists():
+        return None, None
     path, text = benchmarks.read_file(out / "settings.json")
-    settings = benchmarks.explained(path, lambda: load_json(text))
+    settings = benchmarks.explained(path, partial(load_json, text))
     return settings["data"], settings["limit"]
 
 
@@ -148,7 +154,7 @@ def read_results(path):
     """{row id: line} of a result file. ValueError names what is wrong."""
     results = {}
     for number, text in enumerate(benchmarks.read_file(path)[1].splitlines(), 1):
-        line = benchmarks.explained(f"{path}, line {number}", lambda text=text: load_json(text))
+        line = benchmarks.explained(f"{path}, line {number}", partial(load_json, text))
         if not isinstance(line, dict) or not {"id", "prompt_hash", "text", "verdict"} <= set(line):
             raise ValueError(f"{path}, line {number}: not a line that --out has written")
         results[line["id"]] = line
@@ -167,7 +173,8 @@ def stored_answers(out, name, rows):
             raise ValueError(f"{path}: no answer to {row.id}: other --data, or an incomplete file")
         line = stored[row.id]
         if line["prompt_hash"] != prompt_hash(row):
-            raise ValueError(f"{path}: {row.id} was answered to another prompt: other --data, or older code")
+            raise ValueError(f"{path}: {row.id} was answered to another prompt: other --data, or "
+                             "older code")
         texts.append(line["text"])
         problems.append("broken row" if row.problem else line.get("kind"))
     return texts, problems
@@ -178,16 +185,18 @@ def compare_lines(a, b):
 
     ValueError if they have no set in common, or were asked different prompts.
     """
-    names = [name for name in benchmarks.LOADERS if all((x / f"{name}.jsonl").exists() for x in (a, b))]
+    names = [name for name in benchmarks.LOADERS
+             if all((folder / f"{name}.jsonl").exists() for folder in (a, b))]
     if not names:
         raise ValueError(f"{a} and {b} have no <set>.jsonl in common")
     lines = []
     for name in names:
-        of_a, of_b = (read_results(x / f"{name}.jsonl") for x in (a, b))
+        of_a, of_b = (read_results(folder / f"{name}.jsonl") for folder in (a, b))
         both = [n for n in of_a if n in of_b]
         other = [n for n in both if of_a[n]["prompt_hash"] != of_b[n]["prompt_hash"]]
         if other or not both:
-            raise ValueError(f"{name}: {a} and {b} were not asked the same" + f": {other[0]}" * bool(other))
+            raise ValueError(f"{name}: {a} and {b} were not asked the same"
+                             + (f": {other[0]}" if other else ""))
         right_a, right_b = ([of[n]["verdict"] == "right" for n in both] for of in (of_a, of_b))
         lines += pair_lines(name, both, right_a, right_b)
         lone = len(of_a) + len(of_b) - 2 * len(both)
@@ -205,8 +214,9 @@ def pair_lines(name, ids, right_a, right_b):
     only_a = [n for n, x, y in zip(ids, right_a, right_b) if x and not y]
     only_b = [n for n, x, y in zip(ids, right_a, right_b) if y and not x]
     difference, low, high = paired_difference(len(only_b), len(only_a), len(ids))
-    return [f"{name}: A {100 * sum(right_a) / len(ids):.1f} %, B {100 * sum(right_b) / len(ids):.1f} % of "
-            f"{len(ids)}; B - A {100 * difference:+.1f} points (95 %: {100 * low:+.1f}..{100 * high:+.1f}); "
+    share_a, share_b = sum(right_a) / len(ids), sum(right_b) / len(ids)
+    return [f"{name}: A {100 * share_a:.1f} %, B {100 * share_b:.1f} % of {len(ids)}; "
+            f"B - A {100 * difference:+.1f} points (95 %: {100 * low:+.1f}..{100 * high:+.1f}); "
             f"exact McNemar p = {mcnemar(len(only_a), len(only_b)):.3g}",
             f"    only A right, {len(only_a)} rows: {', '.join(only_a)}",
             f"    only B right, {len(only_b)} rows: {', '.join(only_b)}"]

@@ -111,8 +111,10 @@ def judge(row, text, problem=None):
         calls = Calls([])                  # rightly declined, without a block
     hidden = unknowable(row.task)
     if error and calls and hidden:
-        loose = calls_error(calls._replace(calls=without(calls.calls, hidden)), without(gold, hidden))
-    return Verdict(error, loose, calls is not None, calls and calls.calls, hammer_counts(calls, gold))
+        rest = calls._replace(calls=without(calls.calls, hidden))
+        loose = calls_error(rest, without(gold, hidden))
+    return Verdict(error, loose, calls is not None, calls and calls.calls,
+                   hammer_counts(calls, gold))
 
 
 _CREDENTIAL = re.compile(r"((api|access|app|auth|client|private|secret)(key|id|token|code)"
@@ -120,15 +122,16 @@ _CREDENTIAL = re.compile(r"((api|access|app|auth|client|private|secret)(key|id|t
 
 
 def unknowable(task):
-    """(tool, argument) of the gold arguments that no model can know: the name is a credential's, and
-    the value stands neither in the question nor in the tools, to the letter.
+    """(tool, argument) of the gold arguments that no model can know: the name is a credential's,
+    and the value stands neither in the question nor in the tools, to the letter.
 
-    A name is a credential's if it ends, letters and digits only and in lower case, in `apikey`, `accesskey`,
-    `appid`, `clientid`, `authtoken` and the like, or in token, secret, password, credential(s) or
-    authorization.
+    A name is a credential's if it ends, letters and digits only and in lower case, in apikey,
+    accesskey, appid, clientid, authtoken and the like, or in token, secret, password,
+    credential(s) or authorization.
     """
     text = task.question + json.dumps(task.tools, ensure_ascii=False)
-    return {(call["name"], name) for call in task.answer for name, value in call["arguments"].items()
+    return {(call["name"], name) for call in task.answer
+            for name, value in call["arguments"].items()
             if str(value) not in text and is_credential(name)}
 
 
@@ -142,9 +145,9 @@ def is_credential(name):
 
 def without(calls, pairs):
     """The calls without the arguments in `pairs`, of (tool, argument)."""
-    return [{"name": call["name"], "arguments": {name: value for name, value in call["arguments"].items()
-                                                 if (call["name"], name) not in pairs}}
-            for call in calls]
+    return [{"name": call["name"],
+             "arguments": {name: value for name, value in call["arguments"].items()
+                           if (call["name"], name) not in pairs}} for call in calls]
 
 
 def hammer_counts(calls, gold):
@@ -163,8 +166,8 @@ def hammer_counts(calls, gold):
     """
     predicted = calls.calls if calls else []
     names = {call["name"] for call in gold}
-    right = sum(max((len(parameters(call) & parameters(g)) for g in gold if g["name"] == call["name"]),
-                    default=0) for call in predicted)
+    right = sum(max((len(parameters(call) & parameters(g)) for g in gold
+                     if g["name"] == call["name"]), default=0) for call in predicted)
     return (sum(call["name"] in names for call in predicted),
             len(predicted) + calls.malformed if calls else 1, len(gold),
             right, sum(map(len, map(parameters, predicted))), sum(map(len, map(parameters, gold))))

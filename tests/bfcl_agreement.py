@@ -1,13 +1,14 @@
 """Our verdicts against an independent judge's: bfcl-eval's ast_checker, on gold answers and damaged
 ones.
 
-    pip install --no-deps bfcl-eval && python tests/bfcl_agreement.py [DIR with the unpacked package]
+    pip install --no-deps bfcl-eval && python tests/bfcl_agreement.py
+    python tests/bfcl_agreement.py DIR          # where the package lies unpacked
 
 Prints the agreement for each damage, and every kind of disagreement with a count and an example.
 Gold and damaged answers agree but for GOLD_THAT_THEY_REFUSE. Respelled answers, which are the gold
 in another form, do not, for reasons that follow from METHOD's one value equality:
 
-    ours right, theirs wrong    a number or boolean as a string, a whole number as a float, a list as
+    ours right, theirs wrong    a number or boolean as a string, whole numbers as floats, a list as
                                 its JSON string: one value to us, while they check types;
                                 null for an argument that may be left out: absent to us;
                                 calls in another order where one fits two gold calls: they take the
@@ -95,23 +96,29 @@ def respellings(gold, accepted, rng):
     return found
 
 
+def read_by_id(path):
+    with open(path, encoding="utf-8") as file:
+        return {entry["id"]: entry for entry in map(json.loads, file)}
+
+
 def compare(data, seed=0):
-    """([(damage, category, ours, theirs, their error, row id, calls)], ...) over all categories."""
+    """[(damage, category, ours, theirs, their error, row id, calls)] over all categories."""
     judge, folder, results = load_judge(), benchmarks.bfcl_folder(Path(data)), []
     rows = defaultdict(list)
     for row in benchmarks.bfcl(Path(data)):
         rows[row.part].append(row)
     for category in CATEGORIES:
-        raw, gold = ({entry["id"]: entry for entry in map(json.loads, open(place, encoding="utf-8"))}
-                     for place in (folder / f"BFCL_v4_{category}.json",
-                                   folder / f"possible_answer/BFCL_v4_{category}.json"))
+        name = f"BFCL_v4_{category}.json"
+        raw, gold = (read_by_id(place) for place in (folder / name, folder / "possible_answer" / name))
         for n, row in enumerate(rows[category]):
             rng, answer = random.Random(f"{seed} {row.id}"), row.task.answer
-            for kind, calls in (respellings(answer, row.accepted, rng) | damages(answer, n)).items():
+            answers = respellings(answer, row.accepted, rng) | damages(answer, n)
+            for kind, calls in answers.items():
                 text = f"<tool_call_answer>{json.dumps(calls)}</tool_call_answer>"
                 ours = score.judge(row, text).error is None
-                verdict = judge(category, raw[row.id], copy.deepcopy(gold[row.id]["ground_truth"]), calls)
-                results.append((kind, category, ours, verdict["valid"], verdict.get("error_type"), row.id, calls))
+                verdict = judge(category, raw[row.id], gold[row.id]["ground_truth"], calls)
+                results.append((kind, category, ours, verdict["valid"],
+                                verdict.get("error_type"), row.id, calls))
     return results
 
 
@@ -121,8 +128,10 @@ def main():
         sys.exit("bfcl_agreement.py: bfcl-eval is not installed: pip install --no-deps bfcl-eval")
     results = compare(data)
     plain = [r for r in results if r[0] == "gold" or r[0] in DAMAGES]
-    for name, some in [("gold and damaged answers", plain)] + [
-            (kind, [r for r in results if r[0] == kind]) for kind in dict.fromkeys(r[0] for r in results)]:
+    groups = {"gold and damaged answers": plain}
+    for result in results:
+        groups.setdefault(result[0], []).append(result)
+    for name, some in groups.items():
         agree = sum(ours == theirs for _, _, ours, theirs, *_ in some)
         print(f"{name:28}{agree:6} of {len(some):5} agree ({100 * agree / len(some):.2f} %)")
     apart = [r for r in results if r[2] != r[3]]

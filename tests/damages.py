@@ -3,7 +3,8 @@ import copy
 import random
 
 
-KINDS = ("extra call", "name", "extra argument", "missing call", "duplicate call", "missing argument",
+KINDS = ("extra call", "name", "extra argument", "missing call", "duplicate call",
+         "missing argument",
          "wrong value")
 
 

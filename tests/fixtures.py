@@ -4,7 +4,8 @@ import json
 CITY = {"name": "get-weather", "description": "", "parameters": {
     "city": {"type": "string", "description": "Where.", "required": True},
     "from": {"type": "string, datetime obj", "description": "First day.", "default": "today"}}}
-TIME = {"name": "now", "description": "The time.", "parameters": {}, "return": {"time": {"type": "str"}}}
+TIME = {"name": "now", "description": "The time.", "parameters": {},
+        "return": {"time": {"type": "str"}}}
 KEYED = {"name": "rates", "description": "Rates.", "parameters": {
     "access_key": {"type": "string", "description": "Your key.", "required": True},
     "base": {"type": "string", "description": "Base.", "required": True}}}
@@ -16,12 +17,15 @@ def call(name, **arguments):
 
 TOOLALPACA = [
     {"query": "Weather in Rome, please, and in Oslo twice.", "tools": [CITY, TIME], "answers": [
-        call("get-weather", city="Rome"), call("get-weather", city="Oslo"), call("get-weather", city="Oslo")]},
-    {"query": "Rates for EUR?", "tools": [KEYED], "answers": [call("rates", access_key="K-123", base="EUR")]},
+        call("get-weather", city="Rome"), call("get-weather", city="Oslo"),
+        call("get-weather", city="Oslo")]},
+    {"query": "Rates for EUR?", "tools": [KEYED],
+     "answers": [call("rates", access_key="K-123", base="EUR")]},
     {"query": "Call what is not there.", "tools": [TIME], "answers": [call("elsewhere", n="5")]}]
 SEALTOOLS = [{"query": "Is 7 prime?", "tools": [
     {"name": "isPrime", "description": "Prime?", "required": ["n"],
-     "parameters": {"n": {"type": "int", "description": "A number.", "example": 3, "required": True},
+     "parameters": {"n": {"type": "int", "description": "A number.", "example": 3,
+                          "required": True},
                     "sure": {"type": "bool", "description": "Twice?"}}}],
     "answers": [{"tool": "isPrime", "parameters": {"n": "7", "sure": "True"}}]}]
 NEXUSRAVEN = [{"query": "Comment on 1.2.3.4", "tools": [
@@ -31,7 +35,8 @@ NEXUSRAVEN = [{"query": "Comment on 1.2.3.4", "tools": [
         "tags": {"type": "array", "items": {"type": "string"}, "description": "Tags."}}}],
     "answers": [call("comment", ip="1.2.3.4", data={"text": "bad", "tags": []}, tags=["a", "b"])]}]
 CONVERSATION = [
-    {"role": "user", "content": "Book a room for Ann and Bob."}, {"role": "agent", "content": "When?"},
+    {"role": "user", "content": "Book a room for Ann and Bob."},
+    {"role": "agent", "content": "When?"},
     {"role": "assistant", "content": '```[{"name": "Calendar", "arguments": {}}]```'},
     {"role": "tool", "content": "{'free': 'Monday'}"},
     {"role": "user", "content": "Monday.\nGenerate API Request:"}]
@@ -40,9 +45,8 @@ BOOK = {"name": "Book", "description": "Books.", "desc_for_search": "book", "ret
                        "day": {"type": "str", "description": "When."}}}
 APIBANK = [{"query": CONVERSATION, "tools": [BOOK],
             "answers": [call("Book", people="['Ann', 'Bob']", day="")]}] * 2
-SNIPS = {intent: [{"data": [{"text": "do "}, {"text": f"it {i}", "entity": "thing"}, {"text": " now",
-                                                                                      "entity": f"slot_{i}"}]}
-                  for i in range(2)]
+SNIPS = {intent: [{"data": [{"text": "do "}, {"text": f"it {i}", "entity": "thing"},
+                            {"text": " now", "entity": f"slot_{i}"}]} for i in range(2)]
          for intent in ("AddToPlaylist", "BookRestaurant", "GetWeather", "PlayMusic", "RateBook",
                         "SearchCreativeWork", "SearchScreeningEvent")}
 
@@ -59,13 +63,15 @@ BFCL = {   # category: [(functions, ground truth)]
     "simple_python": [([PLAY], [{"spotify.play": {"artist": ["Abba", "ABBA"], "minutes": [20, 30],
                                                   "shuffle": ["", True]}}])],
     "multiple": [([PLAY, MAKE], [{"make": {
-        "shape": [{"kind": ["round", "oval"], "size": [{"w": [1], "h": [2, ""]}], "hue": ["red", ""]}],
+        "shape": [{"kind": ["round", "oval"], "size": [{"w": [1], "h": [2, ""]}],
+                   "hue": ["red", ""]}],
         "names": [[{"n": ["a", "b"]}, {"n": ["c"]}]], "note": ["", "x"]}}])],
     "parallel": [([PLAY], [{"spotify.play": {"artist": ["Abba", "Cher"], "minutes": [20]}},
                            {"spotify.play": {"artist": ["Abba"], "minutes": [20]}}])],
     "parallel_multiple": [([PLAY, MAKE], [{"spotify.play": {"artist": ["Abba"]}},
                                           {"make": {"shape": [{}], "names": []}}])],
-    "live_simple": [([function("go", ["to"], to="string", by="string")], [{"go": {"to": ["", "home"], "by": [None]}}])],
+    "live_simple": [([function("go", ["to"], to="string", by="string")],
+                     [{"go": {"to": ["", "home"], "by": [None]}}])],
     "live_multiple": [([PLAY, MAKE], [{"spotify.play": {"artist": ["Abba"], "minutes": [5.0]}}])],
     "irrelevance": [([PLAY], None), ([MAKE], None)]}
 
@@ -73,7 +79,8 @@ BFCL = {   # category: [(functions, ground truth)]
 def write_all(folder):
     """All of them under a folder, as --data expects them; returns it."""
     (folder / "hammer").mkdir(parents=True)
-    for name, rows in (("toolalpaca", TOOLALPACA), ("sealtool", SEALTOOLS), ("NexusRaven", NEXUSRAVEN),
+    for name, rows in (("toolalpaca", TOOLALPACA), ("sealtool", SEALTOOLS),
+                       ("NexusRaven", NEXUSRAVEN),
                        ("apibank_l1", APIBANK), ("apibank_l2", APIBANK[:1])):
         (folder / f"hammer/{name}.json").write_text(json.dumps(rows), encoding="utf-8")
     for intent, rows in SNIPS.items():
@@ -90,7 +97,8 @@ def write_all(folder):
             for i, (functions, _) in enumerate(rows)])
         if category != "irrelevance":
             write_lines(place / f"possible_answer/BFCL_v4_{category}.json", [
-                {"id": f"{category}_{i}", "ground_truth": gold} for i, (_, gold) in enumerate(rows)])
+                {"id": f"{category}_{i}", "ground_truth": gold}
+                for i, (_, gold) in enumerate(rows)])
     return folder
 
 

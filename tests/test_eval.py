@@ -30,13 +30,16 @@ def text(calls):
 
 
 @pytest.mark.parametrize("predicted, gold, equal", [
-    (5, "5.0", True), ("05", 5, False), ("five", 5, False), ("a  b ", "a b", True), ("Oslo", "oslo", False),
+    (5, "5.0", True), ("05", 5, False), ("five", 5, False), ("a  b ", "a b", True),
+    ("Oslo", "oslo", False),
     (True, "true", True), ("False", False, True), (True, 1, False), ([1, "2"], ["1", 2], True),
     ([1, 2], [2, 1], False), ("2026-01-02", "2 January 2026", False),
     # evaluation only
-    (["a", True], "['a', True]", True), (["a", True], '["a", true]', True), ('["a"]', "['a']", True),
+    (["a", True], "['a', True]", True), (["a", True], '["a", true]', True),
+    ('["a"]', "['a']", True),
     ("['a']", ["a"], True), ({"k": [1]}, "{'k': ['1']}", True), ({"k": "[1]"}, {"k": [1]}, True),
-    (["b"], "['a']", False), ([1], "(1,)", False), ("[a]", "[b]", False), (None, "", False), ("", None, False),
+    (["b"], "['a']", False), ([1], "(1,)", False), ("[a]", "[b]", False), (None, "", False),
+    ("", None, False),
     ([], "[]", True), ([], {}, False), (1, [1], False)])
 def test_equality_of_evaluation(predicted, gold, equal):
     for a, b in ((predicted, gold), (gold, predicted)):
@@ -51,8 +54,10 @@ def test_null_and_absent_are_equal_in_evaluation_only():
 
 
 @pytest.mark.parametrize("literal", [
-    "[" * 10_000 + "]" * 10_000, "[" + "-" * 15_000 + "1]", "[" + "1+" * 8_000 + "1j]", "[1e999]", "[b'a']", "{1}",
-    "{[]: 1}", "{1: 2}", "[f'a']", "[__import__('os')]", "[\0]", "[" + "9" * 5_000 + "]", "[" + "1," * 15_000 + "]",
+    "[" * 10_000 + "]" * 10_000, "[" + "-" * 15_000 + "1]", "[" + "1+" * 8_000 + "1j]", "[1e999]",
+    "[b'a']", "{1}",
+    "{[]: 1}", "{1: 2}", "[f'a']", "[__import__('os')]", "[\0]", "[" + "9" * 5_000 + "]",
+    "[" + "1," * 15_000 + "]",
     "[" * 40 + "]" * 40, "[('a', 1)]", "]", "["])
 def test_what_is_no_literal(literal):
     assert verify.read_literal(literal) is None
@@ -75,9 +80,12 @@ F, G = call("f", x=1, y="a"), call("g")
     ("<think>Hm.</think>", [F], ("format", "no block")),
     ("<tool_call_answer>[", [F], ("format", "block not closed")),
     ("<tool_call_answer>f(x=1)</tool_call_answer>", [F], ("format", "unparsable")),
-    (text([F, 7]), [F], ("structural", "malformed call")), (text([]), [F], ("structural", "missing call")),
-    (text([F]), [F, F], ("structural", "missing call")), (text([F, F]), [F], ("structural", "extra call")),
-    (text([F, G]), [F], ("structural", "extra call")), (text([G]), [F], ("structural", "wrong name")),
+    (text([F, 7]), [F], ("structural", "malformed call")),
+    (text([]), [F], ("structural", "missing call")),
+    (text([F]), [F, F], ("structural", "missing call")),
+    (text([F, F]), [F], ("structural", "extra call")),
+    (text([F, G]), [F], ("structural", "extra call")),
+    (text([G]), [F], ("structural", "wrong name")),
     (text([call("f", x=1)]), [F], ("structural", "missing argument")),
     (text([call("f", x=1, y=None)]), [F], ("structural", "missing argument")),
     (text([call("f", x=1, y="a", z=2)]), [F], ("structural", "extra argument")),
@@ -91,8 +99,10 @@ def test_classes_and_kinds_of_errors(answer, gold, error):
 
 
 @pytest.mark.parametrize("name, yes", [
-    ("access_key", True), ("appid", True), ("api_key", True), ("x-apikey", True), ("authToken", True),
-    ("password", True), ("key", False), ("id", False), ("user_id", False), ("tokens", False), ("apikey_type", False)])
+    ("access_key", True), ("appid", True), ("api_key", True), ("x-apikey", True),
+    ("authToken", True),
+    ("password", True), ("key", False), ("id", False), ("user_id", False), ("tokens", False),
+    ("apikey_type", False)])
 def test_names_of_credentials(name, yes):
     assert score.is_credential(name) is yes
 
@@ -114,8 +124,9 @@ def test_unknowable_credentials(tmp_path):
 
 def test_hammers_counts():
     calls = verify.Calls([call("f", a=1, b="x"), call("h", a=1)], malformed=1)
-    # names: f is right of f, h and the malformed one; parameters: a=1 is right of three, b of gold two others
-    assert score.hammer_counts(calls, [call("f", a="1", b="y", c=""), call("g")]) == (1, 3, 2, 1, 3, 2)
+    # Names: f is right, of f, h and the malformed one. Parameters: f's a is right, of a, b, a.
+    gold = [call("f", a="1", b="y", c=""), call("g")]
+    assert score.hammer_counts(calls, gold) == (1, 3, 2, 1, 3, 2)
     assert score.hammer_counts(None, [call("f", a=1)]) == (0, 1, 1, 0, 0, 1)
     assert score.f1(1, 3, 2) == pytest.approx(0.4) and score.f1(0, 0, 0) == 1
 
@@ -127,7 +138,8 @@ def test_statistics_by_hand():
     assert score.wilson(0, 10) == pytest.approx((0, 0, 0.27753), abs=1e-5)
     assert score.wilson(10, 10) == pytest.approx((1, 0.72247, 1), abs=1e-5)
     assert score.wilson(54, 114) == pytest.approx((0.473684, 0.384388, 0.564696), abs=1e-5)
-    assert score.unweighted_mean([(0.5, 0.4, 0.7), (0.3, 0.1, 0.4)]) == pytest.approx((0.4, 0.288197, 0.511803), abs=1e-6)
+    mean = score.unweighted_mean([(0.5, 0.4, 0.7), (0.3, 0.1, 0.4)])
+    assert mean == pytest.approx((0.4, 0.288197, 0.511803), abs=1e-6)
     assert score.paired_difference(9, 1, 20) == pytest.approx((0.4, 0.110225, 0.617047), abs=1e-5)
     assert score.mcnemar(0, 0) == 1 and score.mcnemar(5, 5) == 1 and score.mcnemar(0, 6) == 2 / 64
     assert 0 <= score.mcnemar(900, 1300) < 1e-15
@@ -135,8 +147,10 @@ def test_statistics_by_hand():
 
 def test_overlaps_of_eight_words():
     task = verify.Task("Please tell me: what is the weather in Rome today?", [], [])
-    rows = [benchmarks.Row("r0", task), benchmarks.Row("r1", verify.Task("What is the weather?", [], []))]
-    questions = ["And tell me what IS the weather, in Rome!", "what is the weather in rome on Sunday, tell me",
+    short = verify.Task("What is the weather?", [], [])
+    rows = [benchmarks.Row("r0", task), benchmarks.Row("r1", short)]
+    questions = ["And tell me what IS the weather, in Rome!",
+                 "what is the weather in rome on Sunday, tell me",
                  "What is the weather?"]
     assert score.overlaps(questions, rows) == {0: (["r0"], "tell me what is the weather in rome")}
 
@@ -151,7 +165,8 @@ def test_the_papers_five_are_averaged(tmp_path):
                           for i, row in enumerate(rows)]
     lines = results.summary_lines(verdicts)
     assert lines[0].startswith("apibank, mean of its two levels: 75.0 %")
-    assert lines[1].startswith("unweighted mean of the paper's five: 71.7 %")     # 33.3 100 100 75 50
+    # (33.3 + 100 + 100 + 75 + 50) / 5
+    assert lines[1].startswith("unweighted mean of the paper's five: 71.7 %")
     ours = next(line for line in lines if line.startswith("this model")).split()
     assert ours[2:] == ["33.33", "100.00", "100.00", "75.00", "50.00", "71.67"]
     assert sum(line.startswith("the paper's: ") for line in lines) == 8
@@ -167,8 +182,9 @@ def run(*arguments, launcher=(sys.executable,)):
     env = {name: value for name, value in os.environ.items()
            if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
     env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
-    done = subprocess.run([*map(str, launcher), "eval.py", *map(str, arguments)], cwd=ROOT, env=env, text=True,
-                          timeout=300, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [*map(str, launcher), "eval.py", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=env, text=True, timeout=300,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return done.returncode, done.stdout
 
 
@@ -177,7 +193,8 @@ def data(tmp_path_factory):
     """Fixtures, with a broken row and an over-long one in the first file."""
     folder = fixtures.write_all(tmp_path_factory.mktemp("data") / "data")
     long = fixtures.TOOLALPACA[0] | {"query": "word " * 4000}
-    (folder / "hammer/toolalpaca.json").write_text(json.dumps([*fixtures.TOOLALPACA, {"query": 1}, long]))
+    rows = [*fixtures.TOOLALPACA, {"query": 1}, long]
+    (folder / "hammer/toolalpaca.json").write_text(json.dumps(rows))
     return folder
 
 
@@ -185,7 +202,8 @@ def data(tmp_path_factory):
 def out(data, tmp_path_factory):
     """Result files of a run in one process."""
     folder = tmp_path_factory.mktemp("out") / "a"
-    code, output = run("--benchmarks", "tiny,toolalpaca,apibank", "--data", data, "--out", folder, "--rows", 4, *QUICK)
+    code, output = run("--benchmarks", "tiny,toolalpaca,apibank", "--data", data, "--out", folder,
+                       "--rows", 4, *QUICK)
     assert code == 0, output
     (folder / "output.txt").write_text(output)
     return folder
@@ -196,20 +214,23 @@ def read(path):
 
 
 def test_result_files(out, data):
-    assert {path.stem for path in out.glob("*.jsonl")} == {"tiny", "toolalpaca", "apibank_l1", "apibank_l2"}
+    names = {path.stem for path in out.glob("*.jsonl")}
+    assert names == {"tiny", "toolalpaca", "apibank_l1", "apibank_l2"}
     rows, loaded = read(out / "toolalpaca.jsonl"), benchmarks.load("toolalpaca", data)
     assert [row["id"] for row in rows] == [row.id for row in loaded] and len(rows) == 5
     assert [row["kind"] for row in rows[3:]] == ["broken row", "prompt too long"]
-    assert [row["text"] for row in rows[3:]] == [None, None] and all(row["verdict"] == "wrong" for row in rows)
+    assert [row["text"] for row in rows[3:]] == [None, None]
+    assert all(row["verdict"] == "wrong" for row in rows)
     rows, loaded = read(out / "tiny.jsonl"), benchmarks.load("tiny", data, 12)
     assert len({row["prompt_hash"] for row in rows}) == 12
     for row, source in zip(rows, loaded):
-        assert (row["verdict"] == "right") == (score.error_of(row["text"], source.task.answer) is None)
         assert row["error"] == evaluation.error_class(row["text"], source.task.answer)
+        assert (row["verdict"] == "right") == (row["error"] is None)
     output = (out / "output.txt").read_text()
     assert "counted as wrong, broken row: 1 rows: toolalpaca_3" in output
     assert "counted as wrong, prompt too long: 1 rows: toolalpaca_4" in output
-    assert f"tiny: {100 * sum(r['verdict'] == 'right' for r in rows) / 12:.1f} % of 12 right" in output
+    right = sum(row["verdict"] == "right" for row in rows)
+    assert f"tiny: {100 * right / 12:.1f} % of 12 right" in output
 
 
 def test_scoring_again_needs_no_model(out, tmp_path, capsys):
@@ -226,13 +247,15 @@ def test_scoring_again_needs_no_model(out, tmp_path, capsys):
     assert "toolalpaca: 60.0 % of 5 right" in capsys.readouterr().out
     rows[0]["prompt_hash"] = "0"
     fixtures.write_lines(tmp_path / "b/toolalpaca.jsonl", rows)
-    assert "toolalpaca_0 was answered to another prompt" in refused(["--score", str(tmp_path / "b")], capsys)
+    message = refused(["--score", str(tmp_path / "b")], capsys)
+    assert "toolalpaca_0 was answered to another prompt" in message
     fixtures.write_lines(tmp_path / "b/toolalpaca.jsonl", rows[1:])
     assert "no answer to toolalpaca_0" in refused(["--score", str(tmp_path / "b")], capsys)
 
 
 def test_the_launcher_gives_the_same_predictions(out, data, tmp_path):
-    code, output = run("--benchmarks", "tiny,toolalpaca", "--data", data, "--out", tmp_path / "b", "--rows", 4, *QUICK,
+    code, output = run("--benchmarks", "tiny,toolalpaca", "--data", data, "--out", tmp_path / "b",
+                       "--rows", 4, *QUICK,
                        launcher=("deepspeed", "--num_gpus", 2, "--master_port", 29617))
     assert code == 0, output
     for name in ("tiny", "toolalpaca"):
@@ -245,32 +268,39 @@ def test_compare(tmp_path, capsys):
     for name, verdicts in right.items():
         (tmp_path / name).mkdir()
         fixtures.write_lines(tmp_path / name / "snips.jsonl", [
-            {"id": f"r{i}", "prompt_hash": str(i), "text": "", "verdict": "right" if v == "1" else "wrong"}
-            for i, v in enumerate(verdicts)] + [{"id": name, "prompt_hash": "", "text": "", "verdict": "right"}])
+            {"id": f"r{i}", "prompt_hash": str(i), "text": "",
+             "verdict": "right" if v == "1" else "wrong"}
+            for i, v in enumerate(verdicts)] + [{"id": name, "prompt_hash": "", "text": "",
+                                                 "verdict": "right"}])
     evaluation.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == ("snips: A 30.0 %, B 80.0 % of 10; B - A +50.0 points (95 %: +1.9..+81.4); "
                         "exact McNemar p = 0.125")
-    assert lines[1] == "    only A right, 1 rows: r0" and lines[2].startswith("    only B right, 6 rows: r3, r4")
+    assert lines[1] == "    only A right, 1 rows: r0"
+    assert lines[2].startswith("    only B right, 6 rows: r3, r4")
     assert lines[3] == "    2 rows stand in one of the two only: left out"
-    fixtures.write_lines(tmp_path / "b/snips.jsonl", [{"id": "r0", "prompt_hash": "9", "text": "", "verdict": "right"}])
-    assert "not asked the same: r0" in refused(["--compare", str(tmp_path / "a"), str(tmp_path / "b")], capsys)
+    fixtures.write_lines(tmp_path / "b/snips.jsonl",
+                         [{"id": "r0", "prompt_hash": "9", "text": "", "verdict": "right"}])
+    message = refused(["--compare", str(tmp_path / "a"), str(tmp_path / "b")], capsys)
+    assert "not asked the same: r0" in message
 
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """A run directory with one iteration: the base as its Solver, held-out tasks as its curriculum."""
+    """A run with one iteration: the base as its Solver, held-out tasks as its curriculum."""
     tasks = tiny.heldout(6)
     (tmp_path / "run/iter1").mkdir(parents=True)
     shutil.copytree(tiny.PATH, tmp_path / "run/iter1/solver")
-    (tmp_path / "run/iter1/curriculum.jsonl").write_text("".join(task.to_json() + "\n" for task in tasks))
+    lines = "".join(task.to_json() + "\n" for task in tasks)
+    (tmp_path / "run/iter1/curriculum.jsonl").write_text(lines)
     config = {"model": "tiny", "dtype": "bf16", "max_verify": 96, "sample_rows": 8}
     (tmp_path / "run/config.json").write_text(json.dumps({"config": config}))
     return tmp_path / "run"
 
 
 def test_overlap(run_dir, data, capsys):
-    evaluation.main(["--overlap", str(run_dir), "--benchmarks", "tiny,toolalpaca", "--data", str(data)])
+    evaluation.main(["--overlap", str(run_dir), "--benchmarks", "tiny,toolalpaca",
+                     "--data", str(data)])
     output = capsys.readouterr().out
     long = sum(len(score.ngrams(task.question)) > 0 for task in tiny.heldout(6))
     assert long and f"tiny: {long} of 6 curriculum questions share 8 words" in output
@@ -280,23 +310,29 @@ def test_overlap(run_dir, data, capsys):
 def test_cross_play(run_dir, capsys):
     evaluation.main(["--cross_play", str(run_dir)])
     base, trained = json.loads((run_dir / "cross_play.json").read_text())
-    right = sum(score.error_of(answer.text, task.answer) is None for task, answer in zip(
-        tiny.heldout(6), evaluation.solve(evaluation.load_model("tiny", "cpu"), tiny.heldout(6), 96, 8)))
+    tasks, lm = tiny.heldout(6), evaluation.load_model("tiny", "cpu")
+    right = sum(score.error_of(answer.text, task.answer) is None
+                for task, answer in zip(tasks, evaluation.solve(lm, tasks, 96, 8)))
     assert base == {"solver": 0, "curriculum": 1, "right": right, "tasks": 6, "success": right / 6}
     assert trained == base | {"solver": 1}
     assert f"Solver 1 on curriculum 1: {right} of 6 right" in capsys.readouterr().out
 
 
 def test_ask(tmp_path, capsys):
-    task = next(task for task, answer in zip(tiny.heldout(40), evaluation.solve(
-        evaluation.load_model("tiny", "cpu"), tiny.heldout(40), 96, 40))
-        if score.error_of(answer.text, task.answer) is None)
-    openai = [{"type": "function", "function": {"name": tool["name"], "description": tool["description"], "parameters": {
-        "type": "object", "properties": tool["parameters"], "required": tool["required"]}}} for tool in task.tools]
+    tasks, lm = tiny.heldout(40), evaluation.load_model("tiny", "cpu")
+    task = next(task for task, answer in zip(tasks, evaluation.solve(lm, tasks, 96, 40))
+                if score.error_of(answer.text, task.answer) is None)
+    schemas = [{"type": "object", "properties": tool["parameters"], "required": tool["required"]}
+               for tool in task.tools]
+    openai = [{"type": "function", "function": {
+        "name": tool["name"], "description": tool["description"], "parameters": schema}}
+        for tool, schema in zip(task.tools, schemas)]
     (tmp_path / "tools.json").write_text(json.dumps(openai))
-    evaluation.main(["--tools", str(tmp_path / "tools.json"), "--ask", task.question, "--max_completion", "96"])
+    evaluation.main(["--tools", str(tmp_path / "tools.json"), "--ask", task.question,
+                     "--max_completion", "96"])
     output = capsys.readouterr().out
-    assert all(json.dumps(gold) in output for gold in task.answer) and "tool_call_answer" not in output
+    assert all(json.dumps(gold) in output for gold in task.answer)
+    assert "tool_call_answer" not in output
     (tmp_path / "tools.json").write_text('[{"description": "nameless"}]')
     assert "tools.json: tool 0 has no name" in refused(
         ["--tools", str(tmp_path / "tools.json"), "--ask", "x"], capsys)
@@ -312,9 +348,11 @@ def refused(arguments, capsys):
 
 
 @pytest.mark.parametrize("arguments, named", [
-    (["--benchmarks", "tiny,chess"], "chess"), (["--benchmarks", "snips", "--data", "/nowhere"], "/nowhere/snips"),
+    (["--benchmarks", "tiny,chess"], "chess"),
+    (["--benchmarks", "snips", "--data", "/nowhere"], "/nowhere/snips"),
     (["--limit", "0"], "--limit"), (["--rows", "many"], "many"), (["--nonsense"], "--nonsense"),
-    (["--model", "/nowhere"], "/nowhere"), (["--score", "/nowhere"], "/nowhere"), (["--ask", "x"], "--tools"),
+    (["--model", "/nowhere"], "/nowhere"), (["--score", "/nowhere"], "/nowhere"),
+    (["--ask", "x"], "--tools"),
     (["--compare", "/nowhere", "/nowhere"], "/nowhere"), (["--overlap", "/nowhere"], "/nowhere"),
     (["--cross_play", "/nowhere"], "/nowhere"), (["--tools", "/nowhere", "--ask", "x"], "/nowhere"),
     (["--max_completion", "5000"], "5000"), (["--out", "/dev/null/x"], "/dev/null")])
