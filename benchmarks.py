@@ -430,6 +430,22 @@ def match(calls, accepted):
 
 
 # ---------------------------------------------------------------------------------------------
+# A run's own tasks
+
+
+def curricula(run):
+    """{iteration: its curriculum, list of Task} of a run directory, in order."""
+    found = {}
+    for path in run.glob("iter[0-9]*/curriculum.jsonl"):
+        lines = [line for line in read_file(path)[1].split("\n") if line]
+        tasks = explained(path, lambda lines=lines: [Task(**load_json(line)) for line in lines])
+        found[int(path.parent.name.removeprefix("iter"))] = tasks
+    if not found:
+        raise ValueError(f"{run} holds no iter*/curriculum.jsonl: give a run directory")
+    return dict(sorted(found.items()))
+
+
+# ---------------------------------------------------------------------------------------------
 # All of them
 
 

@@ -14,7 +14,6 @@ Prompt, reader and sampler are those of training. Loaders are in benchmarks.py, 
 statistics in score.py, what is printed and written in results.py.
 """
 import argparse
-import functools
 import json
 import os
 import sys
@@ -117,7 +116,7 @@ def evaluate(args):
     """Load, solve, score, print."""
     sets = checked(load_sets, args)
     if args.out:
-        checked(functools.partial(args.out.mkdir, parents=True, exist_ok=True))
+        checked(lambda: args.out.mkdir(parents=True, exist_ok=True))
     lm = checked(load_model, args.model, join_ranks())
     if lm.model.config.max_position_embeddings <= args.max_completion:
         refuse(f"--max_completion {args.max_completion} leaves no room for a prompt: the model has "
@@ -173,9 +172,9 @@ def compare(args):
 
 def overlap(args):
     """Which questions of a run's curricula share an 8-gram with a benchmark's question?"""
-    places, sets = checked(curriculum_files, args.overlap), checked(load_sets, args)
-    questions = [(f"{path.parent.name} line {i}", task.question)
-                 for path in places for i, task in enumerate(read_tasks(path), 1)]
+    curricula, sets = checked(benchmarks.curricula, args.overlap), checked(load_sets, args)
+    questions = [(f"iteration {i}, line {n}", task.question)
+                 for i, tasks in curricula.items() for n, task in enumerate(tasks, 1)]
     for name, rows in sets.items():
         found = score.overlaps([question for _, question in questions], rows)
         say(f"{name}: {len(found)} of {len(questions)} curriculum questions share {score.NGRAM} "
@@ -184,23 +183,6 @@ def overlap(args):
             where, question = questions[i]
             more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
             say(f"    {where}: {question!r} shares {gram!r} with {', '.join(ids[:3])}{more}")
-
-
-def curriculum_files(run):
-    """A run's curriculum.jsonl files in the order of its iterations. ValueError if it is no run."""
-    places = sorted(run.glob("iter*/curriculum.jsonl"), key=iteration_of)
-    if not places or not (run / "config.json").exists():
-        raise ValueError(f"{run} lacks config.json or iter*/curriculum.jsonl: give a run directory")
-    return places
-
-
-def iteration_of(path):
-    return int(path.parent.name.removeprefix("iter"))
-
-
-def read_tasks(path):
-    """Tasks of a curriculum.jsonl."""
-    return [Task(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def read_tools(path):
@@ -226,9 +208,8 @@ def ask(args):
 def cross_play(args):
     """Each iteration's curriculum solved by each iteration's Solver, 0 being the base:
     cross_play.json."""
-    run = args.cross_play
-    curricula = {iteration_of(path): read_tasks(path) for path in checked(curriculum_files, run)}
-    config = json.loads((run / "config.json").read_text())["config"]
+    run, curricula = args.cross_play, checked(benchmarks.curricula, args.cross_play)
+    config = json.loads(checked(benchmarks.read_file, run / "config.json")[1])["config"]
     solvers = {0: config["model"]} | {i: run / f"iter{i}/solver" for i in curricula
                                       if (run / f"iter{i}/solver").is_dir()}
     dtype = torch.bfloat16 if config["dtype"] == "bf16" else torch.float32

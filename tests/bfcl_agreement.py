@@ -109,7 +109,7 @@ def compare(data, seed=0):
         rows[row.part].append(row)
     for category in CATEGORIES:
         name = f"BFCL_v4_{category}.json"
-        raw, gold = (read_by_id(place) for place in (folder / name, folder / "possible_answer" / name))
+        raw, gold = map(read_by_id, (folder / name, folder / "possible_answer" / name))
         for n, row in enumerate(rows[category]):
             rng, answer = random.Random(f"{seed} {row.id}"), row.task.answer
             answers = respellings(answer, row.accepted, rng) | damages(answer, n)
