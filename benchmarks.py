@@ -10,6 +10,7 @@ A loader raises ValueError, one line, for a file that is missing or broken. A br
 Row with a `problem`: it is counted as wrong and reported, never dropped.
 """
 import functools
+import glob
 import importlib.util
 import re
 from dataclasses import dataclass
@@ -257,8 +258,9 @@ def bfcl(data):
 def bfcl_folder(data):
     """Where BFCL's data lies: under DIR, or in the installed package."""
     name = f"BFCL_v4_{CATEGORIES[0]}.json"
-    found = sorted(path.parent for path in data.rglob(name)
-                   if path.parent.name != "possible_answer")
+    # Not Path.rglob, which does not go into linked folders.
+    paths = map(Path, sorted(glob.glob(f"{glob.escape(str(data))}/**/{name}", recursive=True)))
+    found = [path.parent for path in paths if path.parent.name != "possible_answer"]
     spec = importlib.util.find_spec("bfcl_eval")
     if not found and spec is not None:
         found = [Path(place) / "data" for place in spec.submodule_search_locations or ()]
