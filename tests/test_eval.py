@@ -38,7 +38,8 @@ def text(calls):
     (["a", True], "['a', True]", True), (["a", True], '["a", true]', True),
     ('["a"]', "['a']", True),
     ("['a']", ["a"], True), ({"k": [1]}, "{'k': ['1']}", True), ({"k": "[1]"}, {"k": [1]}, True),
-    (["\\d"], r"['\d']", True), (["b"], "['a']", False), ([1], "(1,)", False), ("[a]", "[b]", False), (None, "", False),
+    (["\\d"], r"['\d']", True), (["b"], "['a']", False), ([1], "(1,)", False),
+    ("[a]", "[b]", False), (None, "", False),
     ("", None, False),
     ([], "[]", True), ([], {}, False), (1, [1], False)])
 def test_equality_of_evaluation(predicted, gold, equal):
