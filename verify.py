@@ -269,9 +269,9 @@ def canonical_call(call):
 
 
 def answers_equal(predicted, gold):
-    """`calls_equal` as evaluation needs it, for gold that others wrote: beside METHOD's equality, a
-    null and an absent argument are equal, and so are a list or dict and the string that is its JSON
-    or Python literal.
+    """`calls_equal` as evaluation needs it, for gold that others wrote: a null and an absent
+    argument are equal too, and so are a list or dict and the string that is its JSON or Python
+    literal.
 
     >>> answers_equal([{"name": "f", "arguments": {"x": ["a"], "y": None}}],
     ...               [{"name": "f", "arguments": {"x": "['a']"}}])

@@ -6,7 +6,7 @@ ones.
 
 Prints the agreement for each damage, and every kind of disagreement with a count and an example.
 Gold and damaged answers agree but for GOLD_THAT_THEY_REFUSE. Respelled answers, which are the gold
-in another form, do not, for reasons that follow from METHOD's one value equality:
+in another form, do not, for reasons that follow from verify.py's one equality of values:
 
     ours right, theirs wrong    a number or boolean as a string, whole numbers as floats, a list as
                                 its JSON string: one value to us, while they check types;
@@ -24,7 +24,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent), *sys.argv[1:]]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import benchmarks
 import score
@@ -123,6 +123,7 @@ def compare(data, seed=0):
 
 
 def main():
+    sys.path[:0] = sys.argv[1:]
     data = sys.argv[1] if len(sys.argv) > 1 else "."
     if importlib.util.find_spec("bfcl_eval") is None:
         sys.exit("bfcl_agreement.py: bfcl-eval is not installed: pip install --no-deps bfcl-eval")
