@@ -8,10 +8,12 @@ Covered: reading tagged blocks, calls and menus out of model text; value and cal
 and call checks; grounding of values in a question; task signatures for de-duplication. Not covered:
 whether a tool does what its description says, or whether an answer is wise.
 """
+import ast
 import json
 import math
 import re
 import unicodedata
+import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
@@ -264,6 +266,65 @@ def calls_equal(predicted, gold):
 def canonical_call(call):
     """Hashable form of a call. The name is compared to the letter, unlike a string value."""
     return call["name"], canonical(call["arguments"])
+
+
+def answers_equal(predicted, gold):
+    """`calls_equal` as evaluation needs it, for gold that others wrote: a null and an absent
+    argument are equal too, and so are a list or dict and the string that is its JSON or Python
+    literal.
+
+    >>> answers_equal([{"name": "f", "arguments": {"x": ["a"], "y": None}}],
+    ...               [{"name": "f", "arguments": {"x": "['a']"}}])
+    True
+    """
+    return calls_equal(map(loosen_call, predicted), map(loosen_call, gold))
+
+
+def loosen_call(call):
+    """The call without its null arguments, and with strings that hold a list or dict read."""
+    return {"name": call["name"], "arguments": {name: loosen(value) for name, value
+                                                in call["arguments"].items() if value is not None}}
+
+
+def loosen(value):
+    """The value with every string in it that is the literal of a list or dict replaced by that."""
+    if isinstance(value, str):
+        container = read_literal(value)
+        return value if container is None else loosen(container)
+    if isinstance(value, list):
+        return list(map(loosen, value))
+    return {k: loosen(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def read_literal(text):
+    """The list or dict whose JSON or Python literal the text is, or None. Never raises.
+
+    >>> read_literal("['a', True, None]"), read_literal("[1"), read_literal("12")
+    (['a', True, None], None, None)
+    """
+    text = text.strip()
+    if len(text) > MAX_QUESTION or (text[:1], text[-1:]) not in (("[", "]"), ("{", "}")):
+        return None
+    try:
+        return load_json(text)
+    except ValueError:
+        pass
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")        # the compiler's opinion on odd escapes
+            value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+    return value if not _deeper_than(value, MAX_DEPTH) and _is_json(value) else None
+
+
+def _is_json(value):
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(child) for key, child in value.items())
+    return (value is None or isinstance(value, (str, bool, int))
+            or (isinstance(value, float) and math.isfinite(value)))
 
 
 # ---------------------------------------------------------------------------------------------

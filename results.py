@@ -1,0 +1,222 @@
+"""What an evaluation leaves: the lines that it prints, beside the paper's numbers, and its result
+files.
+
+A result file <set>.jsonl has one line per row: id, prompt_hash, text (null if the row was never
+asked), calls (null if nothing parses), verdict (right or wrong), error (class) and kind.
+"""
+import hashlib
+import json
+from functools import partial
+
+import benchmarks
+import solver
+from score import KINDS, f1, mcnemar, paired_difference, unweighted_mean, wilson
+from verify import load_json
+
+# ---------------------------------------------------------------------------------------------
+# Lines
+
+PAPERS_FIVE = {"ToolAlpaca": ("toolalpaca",), "Seal-Tools": ("sealtools",),
+               "NexusRaven": ("nexusraven",), "API-Bank": ("apibank_l1", "apibank_l2"),
+               "SNIPS": ("snips",)}
+PAPER = {   # arXiv 2602.21320, accuracy in %: the five in this order, and the mean as printed
+    "Qwen2.5-0.5B-Instruct": (20.17, 37.07, 4.71, 13.85, 1.57, 15.47),
+    "Qwen2.5-0.5B-Instruct + Tool-R0": (31.58, 63.95, 17.61, 28.00, 14.29, 30.57),
+    "Qwen2.5-1.5B-Instruct": (35.96, 47.27, 17.61, 19.13, 4.29, 24.85),
+    "Qwen2.5-1.5B-Instruct + Tool-R0": (47.36, 83.00, 34.59, 50.62, 20.86, 47.84),
+    "Qwen2.5-3B-Instruct": (45.61, 69.72, 44.33, 44.95, 14.28, 43.97),
+    "Qwen2.5-3B-Instruct + Tool-R0": (53.51, 78.23, 47.80, 47.94, 15.57, 48.50),
+    "Llama-3.2-3B-Instruct": (35.96, 68.70, 45.60, 27.08, 12.29, 36.12),
+    "Llama-3.2-3B-Instruct + Tool-R0": (43.86, 77.21, 46.86, 30.24, 14.42, 40.47),
+}
+
+
+def share_right(verdicts):
+    """(share, low, high) of right answers."""
+    return wilson(sum(verdict.error is None for verdict in verdicts), len(verdicts))
+
+
+def percent(share):
+    """
+    >>> percent((0.8, 0.49016, 0.94332))
+    '80.0 % (95 %: 49.0..94.3)'
+    """
+    return f"{100 * share[0]:.1f} % (95 %: {100 * share[1]:.1f}..{100 * share[2]:.1f})"
+
+
+def set_line(name, verdicts):
+    """One line on a set or a part of one: accuracy, interval, share that parses, Hammer's F1s."""
+    share, n = share_right(verdicts), len(verdicts)
+    asked = [verdict.parses for verdict in verdicts if verdict.parses is not None]
+    counts = [sum(column) for column in zip(*(verdict.counts for verdict in verdicts))]
+    loose = sum(verdict.loose_error is None for verdict in verdicts) / n
+    return (f"{name}: {100 * share[0]:.1f} % of {n} right (95 %: {100 * share[1]:.1f}.."
+            f"{100 * share[2]:.1f})"
+            + (f"; unknowable credentials ignored {100 * loose:.1f} %" if loose > share[0] else "")
+            + (f"; parse {100 * sum(asked) / len(asked):.1f} %" if asked else "")
+            + f"; Hammer's F1: names {100 * f1(*counts[:3]):.1f}, "
+              f"parameters {100 * f1(*counts[3:]):.1f}")
+
+
+def set_lines(name, rows, verdicts):
+    """The lines on one set: all rows, its parts, and the rows that were never asked, by index."""
+    lines = [set_line(name, verdicts)]
+    for part in dict.fromkeys(row.part for row in rows if row.part):
+        some = [verdict for row, verdict in zip(rows, verdicts) if row.part == part]
+        lines.append("    " + set_line(part, some))
+    for kind in KINDS["not asked"]:
+        some = [f"{row.id} ({row.problem})" if row.problem else row.id
+                for row, verdict in zip(rows, verdicts) if verdict.error == ("not asked", kind)]
+        if some:
+            lines.append(f"    counted as wrong, {kind}: {len(some)} rows: {', '.join(some)}")
+    return lines
+
+
+def summary_lines(results):
+    """API-Bank's mean, the mean of the paper's five, the paper's numbers, and the table of errors.
+
+    Args:
+        results: {set: verdicts}.
+    """
+    shares = {}
+    for title, names in PAPERS_FIVE.items():
+        if all(name in results for name in names):
+            shares[title] = unweighted_mean([share_right(results[name]) for name in names])
+    lines = []
+    if "API-Bank" in shares:
+        lines.append(f"apibank, mean of its two levels: {percent(shares['API-Bank'])}")
+    mean = unweighted_mean(list(shares.values())) if len(shares) == len(PAPERS_FIVE) else None
+    if mean:
+        lines.append(f"unweighted mean of the paper's five: {percent(mean)}")
+    if shares:
+        lines += ["", table_line("accuracy, strict, %", [*PAPERS_FIVE, "mean"])]
+        ours = [shares.get(title) for title in PAPERS_FIVE] + [mean]
+        lines.append(table_line("this model",
+                                [f"{100 * share[0]:.2f}" if share else "-" for share in ours]))
+        lines += [table_line(f"the paper's: {model}", [f"{x:.2f}" for x in row])
+                  for model, row in PAPER.items()]
+        lines.append("(the paper's means as it prints them: some are not quite those of its five)")
+    return lines + error_table(results)
+
+
+def error_table(results):
+    """Wrong answers by class and kind, a column for each set."""
+    lines = ["", table_line("wrong answers", results)]
+    for error, kinds in KINDS.items():
+        for kind in (None, *kinds):
+            counts = [sum(v.error is not None and v.error[0] == error and kind in (None, v.error[1])
+                          for v in verdicts) for verdicts in results.values()]
+            if any(counts) or (kind is None and error != "not asked"):
+                lines.append(table_line(error if kind is None else f"    {kind}", counts))
+    return lines
+
+
+def table_line(head, cells):
+    return f"{head:45}" + "".join(f"{cell:>12}" for cell in cells)
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
+def prompt_hash(row):
+    """Says whether two answers were given to the same prompt; None for a broken row."""
+    text = json.dumps(solver.prompt(row.task.question, row.task.tools))
+    return None if row.problem else hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write(out, name, rows, texts, verdicts):
+    """Write a set's result file."""
+    lines = [json.dumps({"id": row.id, "prompt_hash": prompt_hash(row), "text": text,
+                         "calls": verdict.calls, "verdict": "wrong" if verdict.error else "right",
+                         "error": verdict.error and verdict.error[0],
+                         "kind": verdict.error and verdict.error[1]})
+             for row, text, verdict in zip(rows, texts, verdicts)]
+    (out / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def write_settings(out, model, data, limit):
+    """settings.json: what the result files beside it were made with."""
+    settings = {"model": model, "data": data and str(data.resolve()), "limit": limit}
+    (out / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def read_settings(out):
+    """(data, limit), None where they are not known."""
+    if not (out / "settings.json").exists():
+        return None, None
+    path, text = benchmarks.read_file(out / "settings.json")
+    settings = benchmarks.explained(path, partial(load_json, text))
+    return settings["data"], settings["limit"]
+
+
+def read_results(path):
+    """{row id: line} of a result file. ValueError names what is wrong."""
+    results = {}
+    for number, text in enumerate(benchmarks.read_file(path)[1].splitlines(), 1):
+        line = benchmarks.explained(f"{path}, line {number}", partial(load_json, text))
+        if not isinstance(line, dict) or not {"id", "prompt_hash", "text", "verdict"} <= set(line):
+            raise ValueError(f"{path}, line {number}: not a line that --out has written")
+        results[line["id"]] = line
+    return results
+
+
+def stored_answers(out, name, rows):
+    """(texts, problems) of the rows from a set's result file.
+
+    ValueError if the file lacks a row, or answers another prompt than the row's.
+    """
+    path, texts, problems = out / f"{name}.jsonl", [], []
+    stored = read_results(path)
+    for row in rows:
+        if row.id not in stored:
+            raise ValueError(f"{path}: no answer to {row.id}: other --data, or an incomplete file")
+        line = stored[row.id]
+        if line["prompt_hash"] != prompt_hash(row):
+            raise ValueError(f"{path}: {row.id} was answered to another prompt: other --data, or "
+                             "older code")
+        texts.append(line["text"])
+        problems.append("broken row" if row.problem else line.get("kind"))
+    return texts, problems
+
+
+def compare_lines(a, b):
+    """Lines on two directories of result files, row by row: which is better, and where?
+
+    ValueError if they have no set in common, or were asked different prompts.
+    """
+    names = [name for name in benchmarks.LOADERS
+             if all((folder / f"{name}.jsonl").exists() for folder in (a, b))]
+    if not names:
+        raise ValueError(f"{a} and {b} have no <set>.jsonl in common")
+    lines = []
+    for name in names:
+        of_a, of_b = (read_results(folder / f"{name}.jsonl") for folder in (a, b))
+        both = [n for n in of_a if n in of_b]
+        other = [n for n in both if of_a[n]["prompt_hash"] != of_b[n]["prompt_hash"]]
+        if other or not both:
+            raise ValueError(f"{name}: {a} and {b} were not asked the same"
+                             + (f": {other[0]}" if other else ""))
+        right_a, right_b = ([of[n]["verdict"] == "right" for n in both] for of in (of_a, of_b))
+        lines += pair_lines(name, both, right_a, right_b)
+        lone = len(of_a) + len(of_b) - 2 * len(both)
+        if lone:
+            lines.append(f"    {lone} rows stand in one of the two only: left out")
+    return lines
+
+
+def pair_lines(name, ids, right_a, right_b):
+    """Paired difference, test, and the rows that only one of two got right.
+
+    Args:
+        right_a, right_b: one bool for each id.
+    """
+    only_a = [n for n, x, y in zip(ids, right_a, right_b) if x and not y]
+    only_b = [n for n, x, y in zip(ids, right_a, right_b) if y and not x]
+    difference, low, high = paired_difference(len(only_b), len(only_a), len(ids))
+    share_a, share_b = sum(right_a) / len(ids), sum(right_b) / len(ids)
+    return [f"{name}: A {100 * share_a:.1f} %, B {100 * share_b:.1f} % of {len(ids)}; "
+            f"B - A {100 * difference:+.1f} points (95 %: {100 * low:+.1f}..{100 * high:+.1f}); "
+            f"exact McNemar p = {mcnemar(len(only_a), len(only_b)):.3g}",
+            f"    only A right, {len(only_a)} rows: {', '.join(only_a)}",
+            f"    only B right, {len(only_b)} rows: {', '.join(only_b)}"]

@@ -1,0 +1,272 @@
+"""Scoring an answer, and the statistics over many: pure functions, no model and no files.
+
+Right is what `verify.answers_equal` says. A wrong answer belongs to the first that fits of the
+paper's three classes (its text overlaps; the order is ours), and to a kind inside it:
+
+    format        no block; block not closed; unparsable
+    structural    malformed call; missing call; extra call; wrong name; missing argument;
+                  extra argument
+    semantic      wrong value
+
+A row that was never asked (broken, or its prompt too long) is wrong too, in a class of its own.
+"""
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from typing import NamedTuple
+
+import solver
+from verify import MAX_QUESTION, Calls, answers_equal, last_block, loosen_call, normalise_text
+
+KINDS = {"format": ("no block", "block not closed", "unparsable"),
+         "structural": ("malformed call", "missing call", "extra call", "wrong name",
+                        "missing argument", "extra argument"),
+         "semantic": ("wrong value",),
+         "not asked": ("broken row", "prompt too long")}
+Z = 1.959964                  # of a two-sided 95 % interval
+NGRAM = 8                     # words
+
+# ---------------------------------------------------------------------------------------------
+# One answer
+
+
+def error_of(text, gold):
+    """None if the answer is right, else (class, kind).
+
+    An answer without a block is right where there is nothing to call.
+
+    >>> error_of('<tool_call_answer>[{"name": "f", "arguments": {"x": 2}}]</tool_call_answer>',
+    ...          [{"name": "f", "arguments": {"x": 1}}])
+    ('semantic', 'wrong value')
+    """
+    calls = solver.read(text)
+    if calls is not None:
+        return calls_error(calls, gold)
+    if last_block(text, "tool_call_answer") is not None:
+        return "format", "unparsable"
+    if "<tool_call_answer>" in text:
+        return "format", "block not closed"
+    return ("format", "no block") if gold else None
+
+
+def error_class(text, gold):
+    """The class of `error_of` alone: None, format, structural or semantic."""
+    error = error_of(text, gold)
+    return error and error[0]
+
+
+def calls_error(calls, gold):
+    """As `error_of`, for an answer that parses (verify.Calls)."""
+    if calls.malformed:
+        return "structural", "malformed call"
+    if answers_equal(calls.calls, gold):
+        return None
+    if len(calls.calls) != len(gold):
+        return "structural", "missing call" if len(calls.calls) < len(gold) else "extra call"
+    if Counter(c["name"] for c in calls.calls) != Counter(c["name"] for c in gold):
+        return "structural", "wrong name"
+    given, wanted = Counter(map(shape, calls.calls)), Counter(map(shape, gold))
+    if given == wanted:
+        return "semantic", "wrong value"
+    given, wanted = list((given - wanted).elements()), list((wanted - given).elements())
+    for name, names in wanted:
+        nearest = max((s for s in given if s[0] == name), key=lambda s: len(s[1] & names))
+        given.remove(nearest)
+        if names - nearest[1]:
+            return "structural", "missing argument"
+    return "structural", "extra argument"
+
+
+def shape(call):
+    """(name, names of the arguments that are not null)."""
+    return call["name"], frozenset(loosen_call(call)["arguments"])
+
+
+class Verdict(NamedTuple):
+    """What is said about the answer to one row."""
+
+    error: tuple | None          # (class, kind); None: right
+    loose_error: tuple | None    # the same with unknowable credentials ignored
+    parses: bool | None          # None: never asked
+    calls: list | None           # as parsed
+    counts: tuple                # of `hammer_counts`
+
+
+def judge(row, text, problem=None):
+    """Verdict on an answer.
+
+    Args:
+        row: benchmarks.Row.
+        text: the completion; None if the row was not asked.
+        problem: why it was not asked: a kind of KINDS["not asked"].
+    """
+    if text is None:
+        error = "not asked", problem
+        return Verdict(error, error, None, None, hammer_counts(None, row.task.answer))
+    calls = solver.read(text)
+    gold = row.gold(calls.calls if calls else [])
+    error = loose = error_of(text, gold)
+    if error is None and calls is None:
+        calls = Calls([])                  # rightly declined, without a block
+    hidden = unknowable(row.task)
+    if error and calls and hidden:
+        rest = calls._replace(calls=without(calls.calls, hidden))
+        loose = calls_error(rest, without(gold, hidden))
+    return Verdict(error, loose, calls is not None, calls and calls.calls,
+                   hammer_counts(calls, gold))
+
+
+_CREDENTIAL = re.compile(r"((api|access|app|auth|client|private|secret)(key|id|token|code)"
+                         r"|token|secret|password|credentials?|authorization)$")
+
+
+def unknowable(task):
+    """(tool, argument) of the gold arguments that no model can know: the name is a credential's,
+    and the value stands neither in the question nor in the tools, to the letter.
+
+    A name is a credential's if it ends, letters and digits only and in lower case, in apikey,
+    accesskey, appid, clientid, authtoken and the like, or in token, secret, password,
+    credential(s) or authorization.
+    """
+    text = task.question + json.dumps(task.tools, ensure_ascii=False)
+    return {(call["name"], name) for call in task.answer
+            for name, value in call["arguments"].items()
+            if str(value) not in text and is_credential(name)}
+
+
+def is_credential(name):
+    """
+    >>> is_credential("X-Api-Key"), is_credential("user_id")
+    (True, False)
+    """
+    return bool(_CREDENTIAL.search(re.sub(r"[^a-z0-9]", "", name.lower())))
+
+
+def without(calls, pairs):
+    """The calls without the arguments in `pairs`, of (tool, argument)."""
+    return [{"name": call["name"],
+             "arguments": {name: value for name, value in call["arguments"].items()
+                           if (call["name"], name) not in pairs}} for call in calls]
+
+
+def hammer_counts(calls, gold):
+    """Counts for the F1 of function names and of parameters, as Hammer's evaluation makes them.
+
+    A predicted name is right if a gold call has it. A parameter is right if the gold call of that
+    name that agrees most has it, with a value that is the same when written out (`str`); empty
+    values are skipped. An answer that does not parse counts as one predicted call.
+
+    Args:
+        calls: verify.Calls, or None.
+        gold: list of calls.
+
+    Returns:
+        (right, predicted, gold) names, then the same of parameters: six numbers.
+    """
+    predicted = calls.calls if calls else []
+    names = {call["name"] for call in gold}
+    right = sum(max((len(parameters(call) & parameters(g)) for g in gold
+                     if g["name"] == call["name"]), default=0) for call in predicted)
+    return (sum(call["name"] in names for call in predicted),
+            len(predicted) + calls.malformed if calls else 1, len(gold),
+            right, sum(map(len, map(parameters, predicted))), sum(map(len, map(parameters, gold))))
+
+
+def parameters(call):
+    return {(name, str(value)) for name, value in call["arguments"].items() if value != ""}
+
+
+# ---------------------------------------------------------------------------------------------
+# Many answers
+
+
+def f1(right, predicted, gold):
+    """F1 from counts; 1 where there is nothing to find and nothing was claimed."""
+    return 2 * right / (predicted + gold) if predicted + gold else 1.0
+
+
+def wilson(right, n):
+    """(share, low, high): a proportion with its 95 % Wilson interval.
+
+        (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    >>> [round(x, 4) for x in wilson(8, 10)]
+    [0.8, 0.4902, 0.9433]
+    """
+    p, w = right / n, Z * Z / n
+    middle, half = (p + w / 2) / (1 + w), math.sqrt(p * (1 - p) * w + w * w / 4) / (1 + w)
+    return p, max(0.0, middle - half), min(1.0, middle + half)
+
+
+def unweighted_mean(shares):
+    """(mean, low, high) of independent shares, each (share, low, high).
+
+    The distances to the limits add up in squares (MOVER, Zou and Donner 2008), so that Wilson's
+    limits carry over.
+    """
+    k = len(shares)
+    mean = sum(p for p, _, _ in shares) / k
+    return (mean, mean - math.hypot(*(p - low for p, low, _ in shares)) / k,
+            mean + math.hypot(*(high - p for p, _, high in shares)) / k)
+
+
+def paired_difference(only_b, only_a, n):
+    """(b - a, low, high): difference of two shares over the same n rows, with a 95 % interval.
+
+    Agresti and Min (2005): a half is added to each of the four cells, so that the interval has a
+    width even where the two never differ.
+
+    Args:
+        only_b, only_a: rows that only this one got right.
+    """
+    b, a, total = only_b + 0.5, only_a + 0.5, n + 2
+    middle = (b - a) / total
+    half = Z * math.sqrt((b + a) / total - middle**2) / math.sqrt(total)
+    return (only_b - only_a) / n, middle - half, middle + half
+
+
+def mcnemar(only_a, only_b):
+    """Two-sided p-value of the exact McNemar test: min(1, 2 P(X <= min)), X binomial with the rows
+    that differ and 1/2.
+
+    >>> mcnemar(1, 9)
+    0.021484375
+    """
+    n = only_a + only_b
+    tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**n)      # integers: exact for any n
+
+
+# ---------------------------------------------------------------------------------------------
+# Zero-data audit
+
+
+def ngrams(text):
+    """Runs of NGRAM words of the text, after verify's normalisation; of its first MAX_QUESTION
+    characters."""
+    words = normalise_text(text[:MAX_QUESTION]).split()
+    return [tuple(words[i:i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
+
+
+def overlaps(questions, rows):
+    """Which questions share an n-gram with a benchmark's question.
+
+    Args:
+        questions: list of str.
+        rows: benchmarks.Row.
+
+    Returns:
+        {index of a question: (ids of the rows, one shared n-gram as text)}.
+    """
+    where = defaultdict(dict)              # n-gram -> ids, in order
+    for row in rows:
+        for gram in ngrams(row.task.question):
+            where[gram][row.id] = None
+    found = {}
+    for i, question in enumerate(questions):
+        shared = [gram for gram in ngrams(question) if gram in where]
+        if shared:
+            found[i] = (list(dict.fromkeys(id for gram in shared for id in where[gram])),
+                        " ".join(shared[0]))
+    return found

@@ -1,0 +1,365 @@
+"""Scoring, statistics, and what eval.py's command line does."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, strategies as st
+
+import benchmarks
+import eval as evaluation
+import fixtures
+import results
+import score
+import tiny
+import verify
+from fixtures import call
+
+ROOT = tiny.PATH.parent
+QUICK = ["--max_completion", "96", "--limit", "12"]
+
+
+def text(calls):
+    return f"<tool_call_answer>{json.dumps(calls)}</tool_call_answer>"
+
+
+# Equality
+
+
+@pytest.mark.parametrize("predicted, gold, equal", [
+    (5, "5.0", True), ("05", 5, False), ("five", 5, False), ("a  b ", "a b", True),
+    ("Oslo", "oslo", False),
+    (True, "true", True), ("False", False, True), (True, 1, False), ([1, "2"], ["1", 2], True),
+    ([1, 2], [2, 1], False), ("2026-01-02", "2 January 2026", False),
+    # evaluation only
+    (["a", True], "['a', True]", True), (["a", True], '["a", true]', True),
+    ('["a"]', "['a']", True),
+    ("['a']", ["a"], True), ({"k": [1]}, "{'k': ['1']}", True), ({"k": "[1]"}, {"k": [1]}, True),
+    (["\\d"], r"['\d']", True), (["b"], "['a']", False), ([1], "(1,)", False),
+    ("[a]", "[b]", False), (None, "", False),
+    ("", None, False),
+    ([], "[]", True), ([], {}, False), (1, [1], False)])
+def test_equality_of_evaluation(predicted, gold, equal):
+    for a, b in ((predicted, gold), (gold, predicted)):
+        assert verify.answers_equal([call("f", x=a)], [call("f", x=b)]) is equal
+
+
+def test_null_and_absent_are_equal_in_evaluation_only():
+    null, absent = [call("f", x=1, y=None)], [call("f", x=1)]
+    assert verify.answers_equal(null, absent) and verify.answers_equal(absent, null)
+    assert not verify.calls_equal(null, absent)
+    assert not verify.calls_equal([call("f", x=["a"])], [call("f", x="['a']")])
+
+
+@pytest.mark.parametrize("literal", [
+    "[" * 10_000 + "]" * 10_000, "[" + "-" * 15_000 + "1]", "[" + "1+" * 8_000 + "1j]", "[1e999]",
+    "[b'a']", "{1}",
+    "{[]: 1}", "{1: 2}", "[f'a']", "[__import__('os')]", "[\0]", "[" + "9" * 5_000 + "]",
+    "[" + "1," * 15_000 + "]",
+    "[" * 40 + "]" * 40, "[('a', 1)]", "]", "["])
+def test_what_is_no_literal(literal):
+    assert verify.read_literal(literal) is None
+
+
+@given(st.text() | st.text("[]{}'\"\\:, 1-a").map(lambda inside: f"[{inside}]"))
+def test_any_string_may_be_compared(string):
+    verify.read_literal(string)
+    assert verify.answers_equal([call("f", x=string)], [call("f", x=string)])
+
+
+# One answer
+
+
+F, G = call("f", x=1, y="a"), call("g")
+
+
+@pytest.mark.parametrize("answer, gold, error", [
+    (text([F, G]), [G, F], None), (text([]), [], None), ("", [], None),
+    ("<think>Hm.</think>", [F], ("format", "no block")),
+    ("<tool_call_answer>[", [F], ("format", "block not closed")),
+    ("<tool_call_answer>f(x=1)</tool_call_answer>", [F], ("format", "unparsable")),
+    (text([F, 7]), [F], ("structural", "malformed call")),
+    (text([]), [F], ("structural", "missing call")),
+    (text([F]), [F, F], ("structural", "missing call")),
+    (text([F, F]), [F], ("structural", "extra call")),
+    (text([F, G]), [F], ("structural", "extra call")),
+    (text([G]), [F], ("structural", "wrong name")),
+    (text([call("f", x=1)]), [F], ("structural", "missing argument")),
+    (text([call("f", x=1, y=None)]), [F], ("structural", "missing argument")),
+    (text([call("f", x=1, y="a", z=2)]), [F], ("structural", "extra argument")),
+    (text([call("f", x=1, z="a")]), [F], ("structural", "missing argument")),
+    (text([F, call("f", x=1)]), [call("f", x=2), call("f", y=3)], ("structural", "extra argument")),
+    (text([call("f", x=2, y="a"), G]), [G, F], ("semantic", "wrong value"))])
+def test_classes_and_kinds_of_errors(answer, gold, error):
+    assert score.error_of(answer, gold) == error
+    assert evaluation.error_class(answer, gold) == (error and error[0])
+    assert error is None or error[1] in score.KINDS[error[0]]
+
+
+@pytest.mark.parametrize("name, yes", [
+    ("access_key", True), ("appid", True), ("api_key", True), ("x-apikey", True),
+    ("authToken", True),
+    ("password", True), ("key", False), ("id", False), ("user_id", False), ("tokens", False),
+    ("apikey_type", False)])
+def test_names_of_credentials(name, yes):
+    assert score.is_credential(name) is yes
+
+
+def test_unknowable_credentials(tmp_path):
+    row = benchmarks.load("toolalpaca", fixtures.write_all(tmp_path / "data"))[1]
+    assert score.unknowable(row.task) == {("rates", "access_key")}
+    for calls, strict, loose in (
+            ([call("rates", access_key="K-123", base="EUR")], True, True),
+            ([call("rates", access_key="mine", base="EUR")], False, True),
+            ([call("rates", base="EUR")], False, True),
+            ([call("rates", access_key="mine", base="USD")], False, False),
+            ([call("rates", base="EUR"), call("rates", base="EUR")], False, False)):
+        verdict = score.judge(row, text(calls))
+        assert (verdict.error is None, verdict.loose_error is None) == (strict, loose)
+    row.task.question = "With K-123, rates for EUR?"
+    assert score.judge(row, text([call("rates", base="EUR")])).loose_error is not None
+
+
+def test_hammers_counts():
+    calls = verify.Calls([call("f", a=1, b="x"), call("h", a=1)], malformed=1)
+    # Names: f is right, of f, h and the malformed one. Parameters: f's a is right, of a, b, a.
+    gold = [call("f", a="1", b="y", c=""), call("g")]
+    assert score.hammer_counts(calls, gold) == (1, 3, 2, 1, 3, 2)
+    assert score.hammer_counts(None, [call("f", a=1)]) == (0, 1, 1, 0, 0, 1)
+    assert score.f1(1, 3, 2) == pytest.approx(0.4) and score.f1(0, 0, 0) == 1
+
+
+# Many answers
+
+
+def test_statistics_by_hand():
+    assert score.wilson(0, 10) == pytest.approx((0, 0, 0.27753), abs=1e-5)
+    assert score.wilson(10, 10) == pytest.approx((1, 0.72247, 1), abs=1e-5)
+    assert score.wilson(54, 114) == pytest.approx((0.473684, 0.384388, 0.564696), abs=1e-5)
+    mean = score.unweighted_mean([(0.5, 0.4, 0.7), (0.3, 0.1, 0.4)])
+    assert mean == pytest.approx((0.4, 0.288197, 0.511803), abs=1e-6)
+    assert score.paired_difference(9, 1, 20) == pytest.approx((0.4, 0.110225, 0.617047), abs=1e-5)
+    assert score.mcnemar(0, 0) == 1 and score.mcnemar(5, 5) == 1 and score.mcnemar(0, 6) == 2 / 64
+    assert 0 <= score.mcnemar(900, 1300) < 1e-15
+
+
+def test_overlaps_of_eight_words():
+    task = verify.Task("Please tell me: what is the weather in Rome today?", [], [])
+    short = verify.Task("What is the weather?", [], [])
+    rows = [benchmarks.Row("r0", task), benchmarks.Row("r1", short)]
+    questions = ["And tell me what IS the weather, in Rome!",
+                 "what is the weather in rome on Sunday, tell me",
+                 "What is the weather?"]
+    assert score.overlaps(questions, rows) == {0: (["r0"], "tell me what is the weather in rome")}
+
+
+def test_the_papers_five_are_averaged(tmp_path):
+    """Means by hand: API-Bank is the mean of its levels, and the total the mean of five."""
+    data, verdicts = fixtures.write_all(tmp_path / "data"), {}
+    for name in ("toolalpaca", "sealtools", "nexusraven", "apibank_l1", "apibank_l2", "snips"):
+        rows = benchmarks.load(name, data)
+        right = {"toolalpaca": 1, "apibank_l1": 1, "snips": 7}.get(name, len(rows))
+        verdicts[name] = [score.judge(row, text(row.task.answer) if i < right else "")
+                          for i, row in enumerate(rows)]
+    lines = results.summary_lines(verdicts)
+    assert lines[0].startswith("apibank, mean of its two levels: 75.0 %")
+    # (33.3 + 100 + 100 + 75 + 50) / 5
+    assert lines[1].startswith("unweighted mean of the paper's five: 71.7 %")
+    ours = next(line for line in lines if line.startswith("this model")).split()
+    assert ours[2:] == ["33.33", "100.00", "100.00", "75.00", "50.00", "71.67"]
+    assert sum(line.startswith("the paper's: ") for line in lines) == 8
+    table = {line[:45].strip(): line[45:].split() for line in lines}
+    assert table["no block"] == ["2", "0", "0", "1", "0", "7"]
+
+
+# The command line
+
+
+def run(*arguments, launcher=(sys.executable,)):
+    """(exit code, output) of eval.py as a command."""
+    env = {name: value for name, value in os.environ.items()
+           if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+    command = [*map(str, launcher), "eval.py", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=env, text=True, timeout=300,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Fixtures, with a broken row and an over-long one in the first file."""
+    folder = fixtures.write_all(tmp_path_factory.mktemp("data") / "data")
+    long = fixtures.TOOLALPACA[0] | {"query": "word " * 4000}
+    rows = [*fixtures.TOOLALPACA, {"query": 1}, long]
+    (folder / "hammer/toolalpaca.json").write_text(json.dumps(rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(data, tmp_path_factory):
+    """Result files of a run in one process."""
+    folder = tmp_path_factory.mktemp("out") / "a"
+    code, output = run("--benchmarks", "tiny,toolalpaca,apibank", "--data", data, "--out", folder,
+                       "--rows", 4, *QUICK)
+    assert code == 0, output
+    (folder / "output.txt").write_text(output)
+    return folder
+
+
+def read(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_result_files(out, data):
+    names = {path.stem for path in out.glob("*.jsonl")}
+    assert names == {"tiny", "toolalpaca", "apibank_l1", "apibank_l2"}
+    rows, loaded = read(out / "toolalpaca.jsonl"), benchmarks.load("toolalpaca", data)
+    assert [row["id"] for row in rows] == [row.id for row in loaded] and len(rows) == 5
+    assert [row["kind"] for row in rows[3:]] == ["broken row", "prompt too long"]
+    assert [row["text"] for row in rows[3:]] == [None, None]
+    assert all(row["verdict"] == "wrong" for row in rows)
+    rows, loaded = read(out / "tiny.jsonl"), benchmarks.load("tiny", data, 12)
+    assert len({row["prompt_hash"] for row in rows}) == 12
+    for row, source in zip(rows, loaded):
+        assert row["error"] == evaluation.error_class(row["text"], source.task.answer)
+        assert (row["verdict"] == "right") == (row["error"] is None)
+    # Each answer stands beside its own question; other batches may round a few differently.
+    answers = evaluation.solve(evaluation.load_model("tiny", "cpu"),
+                               [source.task for source in loaded], 96, 12)
+    assert sum(answer.text == row["text"] for answer, row in zip(answers, rows)) >= 10
+    output = (out / "output.txt").read_text()
+    assert "counted as wrong, broken row: 1 rows: toolalpaca_3" in output
+    assert "counted as wrong, prompt too long: 1 rows: toolalpaca_4" in output
+    right = sum(row["verdict"] == "right" for row in rows)
+    assert f"tiny: {100 * right / 12:.1f} % of 12 right" in output
+
+
+def test_scoring_again_needs_no_model(out, tmp_path, capsys):
+    evaluation.main(["--score", str(out)])
+    again = capsys.readouterr().out
+    assert all(line in (out / "output.txt").read_text() for line in again.splitlines())
+    shutil.copytree(out, tmp_path / "b")
+    rows, loaded = read(out / "toolalpaca.jsonl"), benchmarks.load("toolalpaca", json.loads(
+        (out / "settings.json").read_text())["data"])
+    for row, source in zip(rows[:3], loaded):
+        row["text"] = text(source.task.answer)
+    fixtures.write_lines(tmp_path / "b/toolalpaca.jsonl", rows)
+    evaluation.main(["--score", str(tmp_path / "b")])
+    assert "toolalpaca: 60.0 % of 5 right" in capsys.readouterr().out
+    rows[0]["prompt_hash"] = "0"
+    fixtures.write_lines(tmp_path / "b/toolalpaca.jsonl", rows)
+    message = refused(["--score", str(tmp_path / "b")], capsys)
+    assert "toolalpaca_0 was answered to another prompt" in message
+    fixtures.write_lines(tmp_path / "b/toolalpaca.jsonl", rows[1:])
+    assert "no answer to toolalpaca_0" in refused(["--score", str(tmp_path / "b")], capsys)
+
+
+def test_the_launcher_gives_the_same_predictions(out, data, tmp_path):
+    code, output = run("--benchmarks", "tiny,toolalpaca", "--data", data, "--out", tmp_path / "b",
+                       "--rows", 4, *QUICK,
+                       launcher=("deepspeed", "--num_gpus", 2, "--master_port", 29617))
+    assert code == 0, output
+    for name in ("tiny", "toolalpaca"):
+        assert read(tmp_path / f"b/{name}.jsonl") == read(out / f"{name}.jsonl")
+    assert output.count("% of 12 right") == 1
+
+
+def test_compare(tmp_path, capsys):
+    right = {"a": "1110000000", "b": "0111111110"}
+    for name, verdicts in right.items():
+        (tmp_path / name).mkdir()
+        fixtures.write_lines(tmp_path / name / "snips.jsonl", [
+            {"id": f"r{i}", "prompt_hash": str(i), "text": "",
+             "verdict": "right" if v == "1" else "wrong"}
+            for i, v in enumerate(verdicts)] + [{"id": name, "prompt_hash": "", "text": "",
+                                                 "verdict": "right"}])
+    evaluation.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == ("snips: A 30.0 %, B 80.0 % of 10; B - A +50.0 points (95 %: +1.9..+81.4); "
+                        "exact McNemar p = 0.125")
+    assert lines[1] == "    only A right, 1 rows: r0"
+    assert lines[2].startswith("    only B right, 6 rows: r3, r4")
+    assert lines[3] == "    2 rows stand in one of the two only: left out"
+    fixtures.write_lines(tmp_path / "b/snips.jsonl",
+                         [{"id": "r0", "prompt_hash": "9", "text": "", "verdict": "right"}])
+    message = refused(["--compare", str(tmp_path / "a"), str(tmp_path / "b")], capsys)
+    assert "not asked the same: r0" in message
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run with one iteration: the base as its Solver, held-out tasks as its curriculum."""
+    tasks = tiny.heldout(6)
+    (tmp_path / "run/iter1").mkdir(parents=True)
+    shutil.copytree(tiny.PATH, tmp_path / "run/iter1/solver")
+    lines = "".join(task.to_json() + "\n" for task in tasks)
+    (tmp_path / "run/iter1/curriculum.jsonl").write_text(lines)
+    config = {"model": "tiny", "dtype": "bf16", "max_verify": 96, "sample_rows": 8}
+    (tmp_path / "run/config.json").write_text(json.dumps({"config": config}))
+    return tmp_path / "run"
+
+
+def test_overlap(run_dir, data, capsys):
+    evaluation.main(["--overlap", str(run_dir), "--benchmarks", "tiny,toolalpaca",
+                     "--data", str(data)])
+    output = capsys.readouterr().out
+    long = sum(len(score.ngrams(task.question)) > 0 for task in tiny.heldout(6))
+    assert long and f"tiny: {long} of 6 curriculum questions share 8 words" in output
+    assert "toolalpaca: 0 of 6" in output and repr(tiny.heldout(1)[0].question) in output
+
+
+def test_cross_play(run_dir, capsys):
+    evaluation.main(["--cross_play", str(run_dir)])
+    base, trained = json.loads((run_dir / "cross_play.json").read_text())
+    tasks, lm = tiny.heldout(6), evaluation.load_model("tiny", "cpu")
+    right = sum(score.error_of(answer.text, task.answer) is None
+                for task, answer in zip(tasks, evaluation.solve(lm, tasks, 96, 8)))
+    assert base == {"solver": 0, "curriculum": 1, "right": right, "tasks": 6, "success": right / 6}
+    assert trained == base | {"solver": 1}
+    assert f"Solver 1 on curriculum 1: {right} of 6 right" in capsys.readouterr().out
+
+
+def test_ask(tmp_path, capsys):
+    tasks, lm = tiny.heldout(40), evaluation.load_model("tiny", "cpu")
+    task = next(task for task, answer in zip(tasks, evaluation.solve(lm, tasks, 96, 40))
+                if score.error_of(answer.text, task.answer) is None)
+    schemas = [{"type": "object", "properties": tool["parameters"], "required": tool["required"]}
+               for tool in task.tools]
+    openai = [{"type": "function", "function": {
+        "name": tool["name"], "description": tool["description"], "parameters": schema}}
+        for tool, schema in zip(task.tools, schemas)]
+    (tmp_path / "tools.json").write_text(json.dumps(openai))
+    evaluation.main(["--tools", str(tmp_path / "tools.json"), "--ask", task.question,
+                     "--max_completion", "96"])
+    output = capsys.readouterr().out
+    assert all(json.dumps(gold) in output for gold in task.answer)
+    assert "tool_call_answer" not in output
+    (tmp_path / "tools.json").write_text('[{"description": "nameless"}]')
+    assert "tools.json: tool 0 has no name" in refused(
+        ["--tools", str(tmp_path / "tools.json"), "--ask", "x"], capsys)
+
+
+def refused(arguments, capsys):
+    """The one line that a bad command prints."""
+    with pytest.raises(SystemExit) as stop:
+        evaluation.main(arguments)
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.startswith("eval.py: ") and message.count("\n") == 1
+    return message
+
+
+@pytest.mark.parametrize("arguments, named", [
+    (["--benchmarks", "tiny,chess"], "chess"),
+    (["--benchmarks", "snips", "--data", "/nowhere"], "/nowhere/snips"),
+    (["--limit", "0"], "--limit"), (["--rows", "many"], "many"), (["--nonsense"], "--nonsense"),
+    (["--model", "/nowhere"], "/nowhere"), (["--score", "/nowhere"], "/nowhere"),
+    (["--ask", "x"], "--tools"),
+    (["--compare", "/nowhere", "/nowhere"], "/nowhere"), (["--overlap", "/nowhere"], "/nowhere"),
+    (["--cross_play", "/nowhere"], "/nowhere"), (["--tools", "/nowhere", "--ask", "x"], "/nowhere"),
+    (["--max_completion", "5000"], "5000"), (["--out", "/dev/null/x"], "/dev/null")])
+def test_bad_input_is_one_line(arguments, named, capsys):
+    assert named in refused(arguments, capsys)
