@@ -20,11 +20,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 import transformers
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM,
+                          AutoTokenizer)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 LOGITS_AT_ONCE = 2**27     # elements of one fp32 block of logits: 512 MiB
+STRETCH = {"cpu": 8, "cuda": 64}     # steps between two drops of finished rows, at least
 
 
 @dataclass
@@ -66,7 +72,8 @@ def load_tokenizer(path):
 def load(path, tokenizer, dtype=torch.float32, device="cpu"):
     """LM from a directory or a hub name, in evaluation mode."""
     transformers.logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, attn_implementation="shared_prompt").to(device).eval()
     return LM(model, tokenizer, eos_ids(model, tokenizer))
 
 
@@ -147,116 +154,200 @@ def uniforms(key, length):
     return np.random.Generator(philox).random(length)
 
 
-class KVCache:
-    """Keys and values of all layers, (B, heads, S, D) each, in buffers allocated once.
-
-    Just what a transformers model asks of a cache: `update` stores the new position and returns
-    what has been filled so far.
-    """
-
-    is_compileable = False
-
-    def __init__(self, prefill, rows, capacity):
-        """Copies prompt rows[b] of the prefill's cache to row b."""
-        self.length = prefill.get_seq_length()
-        self.keys = [self._buffer(layer.keys, rows, capacity) for layer in prefill.layers]
-        self.values = [self._buffer(layer.values, rows, capacity) for layer in prefill.layers]
-
-    def _buffer(self, filled, rows, capacity):
-        # Zeros, not empty: a masked position has weight 0, and 0 x NaN would be NaN.
-        buffer = filled.new_zeros(len(rows), filled.shape[1], capacity, filled.shape[3])
-        buffer[:, :, :self.length] = filled[rows]
-        return buffer
-
-    def update(self, key, value, layer, *args, **kwargs):
-        """Store one position of one layer: key and value are (B, heads, 1, D)."""
-        end = self.length + 1
-        self.keys[layer][:, :, self.length:end] = key
-        self.values[layer][:, :, self.length:end] = value
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
-
-    def get_seq_length(self, layer=0):
-        return self.length
-
-    def keep(self, rows):
-        """Drop all rows but the given ones."""
-        self.keys = [buffer[rows] for buffer in self.keys]
-        self.values = [buffer[rows] for buffer in self.values]
-
-
 def pick(logits_BV, u_B, temperature):
     """Next ids and their log-probs, (B,) each; temperature 0 takes the most likely.
 
     Inverse transform: the first id whose cumulative probability exceeds u.
     """
-    logp_BV = torch.log_softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
+    prob_BV = torch.softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
     if temperature == 0:
-        ids_B = logp_BV.argmax(-1)
+        ids_B = prob_BV.argmax(-1)
     else:
         # In double, u x total stays below the total and no id of probability 0 can be drawn.
-        cdf_BV = logp_BV.double().exp().cumsum(-1)
+        cdf_BV = prob_BV.cumsum(-1, dtype=torch.float64)
         ids_B = torch.searchsorted(cdf_BV, u_B[:, None] * cdf_BV[:, -1:], right=True)[:, 0]
-    return ids_B, logp_BV.gather(-1, ids_B[:, None])[:, 0]
+    return ids_B, prob_BV.gather(-1, ids_B[:, None])[:, 0].log()
+
+
+class GroupCache:
+    """Keys and values of all layers: a prompt's once per group, a completion's once per row.
+
+    Just what a transformers model asks of a cache: `update` stores the new position and returns
+    the completions so far; `shared_prompt_attention` adds the prompts.
+    """
+
+    def __init__(self, prefill, length_P, group_B, column):
+        """
+        Args:
+            prefill: the cache that the prompts, padded on the right, have left.
+            length_P: lengths of the prompts.
+            group_B: the prompt of each row, ascending.
+            column: (1,), where the next position is stored; its owner moves it on in place.
+        """
+        self.prompts = [(layer.keys, layer.values) for layer in prefill.layers]      # (P, heads, T, D)
+        gap_PT = torch.arange(prefill.get_seq_length(), device=length_P.device) >= length_P[:, None]
+        self.bias_PT = torch.zeros_like(gap_PT, dtype=torch.float32).masked_fill(gap_PT, -torch.inf)
+        self.own = [tuple(kv.new_empty(len(group_B), kv.shape[1], 0, kv.shape[3]) for kv in layer)
+                    for layer in self.prompts]                                       # (B, heads, S, D)
+        self.group_B, self.column = group_B, column
+
+    def repack(self, stay_B, more):
+        """Drop rows, and the prompts that no row needs any more; make room for `more` positions."""
+        # Zeros, not empty: a masked position has weight 0, and 0 x NaN would be NaN.
+        self.own = [tuple(F.pad(kv[stay_B], (0, 0, 0, more)) for kv in layer) for layer in self.own]
+        needed, self.group_B = self.group_B[stay_B].unique(return_inverse=True)
+        if len(needed) < len(self.bias_PT):
+            self.prompts = [tuple(kv[needed] for kv in layer) for layer in self.prompts]
+            self.bias_PT = self.bias_PT[needed]
+        # Row b is cell `cell_B[b]` of a grid of prompts x `width` rows.
+        count_P = self.group_B.bincount()
+        self.width = int(count_P.max())
+        first_P = count_P.cumsum(0) - count_P
+        place_B = torch.arange(len(self.group_B), device=first_P.device) - first_P[self.group_B]
+        self.cell_B = self.group_B * self.width + place_B
+
+    def own_bias(self):
+        """(1, 1, 1, S) to add to the completions' scores: 0 up to `column`, then -inf."""
+        column_S = torch.arange(self.own[0][0].shape[2], device=self.column.device)
+        bias_S = torch.zeros_like(column_S, dtype=torch.float32)
+        return bias_S.masked_fill(column_S > self.column, -torch.inf)[None, None, None]
+
+    def update(self, key, value, layer, *args, **kwargs):
+        """Store one position of one layer: key and value are (B, heads, 1, D)."""
+        keys, values = self.own[layer]
+        return keys.index_copy_(2, self.column, key), values.index_copy_(2, self.column, value)
+
+
+def shared_prompt_attention(module, query, key, value, attention_mask, scaling, groups=None, **kwargs):
+    """Attention of one new token per row to its prompt, read once for the whole group, and to its
+    own completion; without `groups`, transformers' own attention.
+
+    softmax([q K_prompt, q K_own] scaling) [V_prompt; V_own]. In letters: K heads of keys, R queries for
+    each, G rows of a prompt at most.
+
+    Args:
+        query: (B, K x R, 1, D).
+        key, value: (B, K, S, D), the completions.
+        attention_mask: (1, 1, 1, S) to add to the completions' scores.
+        groups: the GroupCache.
+    """
+    if groups is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    B, D, K, G = len(query), query.shape[3], key.shape[1], groups.width
+    prompt_key, prompt_value = groups.prompts[module.layer_idx]
+    P, _, T, _ = prompt_key.shape
+    query = query.view(B, K, -1, D) * scaling
+    # Rows -> grid of groups -> scores (P, K, G x R, T) -> rows, and back the same way.
+    grid = query.new_zeros(P * G, *query.shape[1:]).index_copy_(0, groups.cell_B, query)
+    grid = grid.view(P, G, K, -1, D).transpose(1, 2).reshape(P, K, -1, D)
+    score = grid @ prompt_key.transpose(2, 3) + groups.bias_PT[:, None, None]
+    score = score.view(P, K, G, -1, T).transpose(1, 2).reshape(P * G, K, -1, T)[groups.cell_B]
+    own_score = query @ key.transpose(2, 3) + attention_mask
+    weight = torch.cat((score, own_score), -1).softmax(-1, dtype=torch.float32).to(value.dtype)
+    grid = weight.new_zeros(P * G, K, weight.shape[2], T).index_copy_(0, groups.cell_B, weight[..., :T])
+    grid = grid.view(P, G, K, -1, T).transpose(1, 2).reshape(P, K, -1, T)
+    out = (grid @ prompt_value).view(P, K, G, -1, D).transpose(1, 2).reshape(P * G, K, -1, D)
+    out = out[groups.cell_B] + weight[..., T:] @ value
+    return out.view(B, 1, -1, D), None
+
+
+AttentionInterface.register("shared_prompt", shared_prompt_attention)
+AttentionMaskInterface.register("shared_prompt", sdpa_mask)
+
+
+class Decoder:
+    """The rows of a chunk while they are decoded, `samples` for each prompt.
+
+    Whatever a step reads or writes is a tensor that keeps its place through a stretch of steps, so
+    that a GPU can replay the step as a CUDA graph. Rows leave between stretches.
+    """
+
+    def __init__(self, lm, prompts, u_BT, temperature):
+        """Prefill the prompts, and pick the first token of every row."""
+        self.lm, self.u_BT, self.temperature = lm, u_BT, temperature
+        device, B = u_BT.device, len(u_BT)
+        # Padded on the right, where causal attention never looks.
+        ids_PT = pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True).to(device)
+        length_P = torch.tensor([len(ids) for ids in prompts], device=device)
+        out = lm.model.base_model(input_ids=ids_PT, use_cache=True)
+        last_PD = out.last_hidden_state[torch.arange(len(prompts), device=device), length_P - 1]
+        group_B = torch.arange(len(prompts), device=device).repeat_interleave(B // len(prompts))
+        self.eos = torch.tensor(lm.eos, device=device)
+        self.t = torch.zeros(1, dtype=torch.long, device=device)     # number of the newest token
+        self.ids_BT = torch.zeros_like(u_BT, dtype=torch.long)
+        self.logp_BT = torch.zeros_like(u_BT, dtype=torch.float32)
+        self.live = torch.arange(B, device=device)                   # rows of ids_BT in the batch
+        self.last_B = torch.zeros_like(group_B)                      # their newest tokens
+        self.ended_B = torch.zeros_like(group_B, dtype=torch.bool)
+        self.length_B = length_P[group_B]
+        self.cache = GroupCache(out.past_key_values, length_P, group_B, self.t)
+        self._pick(lm.model.lm_head(last_PD)[group_B])
+
+    def _pick(self, logits_BV):
+        u_B = self.u_BT[self.live, self.t]
+        ids_B, logp_B = pick(logits_BV, u_B, self.temperature)
+        self.ids_BT[self.live, self.t] = ids_B
+        self.logp_BT[self.live, self.t] = logp_B
+        self.ended_B |= torch.isin(ids_B, self.eos)
+        self.last_B.copy_(ids_B)
+
+    def step(self):
+        """The model reads the newest tokens, and we pick the next."""
+        hidden_B1D = self.lm.model.base_model(
+            input_ids=self.last_B[:, None], position_ids=(self.length_B + self.t)[:, None],
+            attention_mask=self.cache.own_bias(), past_key_values=self.cache, use_cache=True,
+            groups=self.cache).last_hidden_state
+        self.t += 1
+        self._pick(self.lm.model.lm_head(hidden_B1D[:, 0]))
+
+    def stretch(self, steps):
+        """Drop the rows that have ended, then take at most `steps` steps."""
+        stay_B = ~self.ended_B
+        self.live, self.last_B, self.length_B = (
+            x_B[stay_B] for x_B in (self.live, self.last_B, self.length_B))
+        self.ended_B = torch.zeros_like(self.live, dtype=torch.bool)
+        self.cache.repack(stay_B, steps)
+        step = self.step
+        for n in range(steps):
+            if n == 1 and self.live.is_cuda:
+                step = as_cuda_graph(step)      # the first step was its warm-up
+            step()
+            if self.ended_B.all():
+                break
+
+
+def as_cuda_graph(step):
+    """The step as one launch instead of hundreds. Capturing runs nothing."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 @torch.no_grad()
 def sample_chunk(lm, prompts, keys, temperature, max_tokens):
-    """One Rollout per key, the rows of one batch.
+    """The rows of one batch: for each prompt, a list of Rollouts.
 
     Args:
-        prompts: one list of ids per row; equal ones share one prefill.
-        keys: per row, what its uniforms depend on.
+        prompts: lists of ids.
+        keys: for each prompt, what the uniforms of each of its samples depend on.
         temperature: divides the logits; 0 is greedy.
         max_tokens: completions are cut at this length.
     """
-    device, eos = lm.model.device, torch.tensor(lm.eos, device=lm.model.device)
-    u_BT = torch.from_numpy(np.stack([uniforms(key, max_tokens) for key in keys])).to(device)
-
-    # 1) Prefill the distinct prompts, padded on the right where causal attention never looks.
-    distinct = list(dict.fromkeys(map(tuple, prompts)))
-    where = {ids: i for i, ids in enumerate(distinct)}
-    row_of = torch.tensor([where[tuple(ids)] for ids in prompts], device=device)
-    ids_PT = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in distinct],
-                                             batch_first=True).to(device)
-    length_P = torch.tensor([len(ids) for ids in distinct], device=device)
-    out = lm.model.base_model(input_ids=ids_PT, use_cache=True)
-    last_PD = out.last_hidden_state[torch.arange(len(distinct), device=device), length_P - 1]
-    logits_BV = lm.model.lm_head(last_PD)[row_of]
-
-    # 2) One cache row per sample; attention skips the gap between its prompt and column T.
-    T = ids_PT.shape[1]
-    cache = KVCache(out.past_key_values, row_of, T + max_tokens)
-    length_B = length_P[row_of]
-    column_S = torch.arange(T + max_tokens, device=device)
-    mask_BS = (column_S < length_B[:, None]) | (column_S >= T)
-
-    # 3) Decode. `live` holds the original index of each row that is still in the batch.
-    live = torch.arange(len(prompts), device=device)
-    ids_BT = torch.zeros(len(prompts), max_tokens, dtype=torch.long, device=device)
-    logp_BT = torch.zeros(len(prompts), max_tokens, device=device)
-    count_B = torch.full((len(prompts),), max_tokens, device=device)
-    finished_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    for t in range(max_tokens):
-        next_B, logp_B = pick(logits_BV, u_BT[live, t], temperature)
-        ids_BT[live, t], logp_BT[live, t] = next_B, logp_B
-        ended = torch.isin(next_B, eos) & ~finished_B[live]
-        finished_B[live[ended]] = True
-        count_B[live[ended]] = t + 1
-        if t == max_tokens - 1 or finished_B.all():
-            break
-        # Finished rows leave when they are an eighth of the batch: leaving copies the cache.
-        stay = ~finished_B[live]
-        if (~stay).sum() * 8 >= len(live):
-            cache.keep(stay)
-            live, next_B = live[stay], next_B[stay]
-            length_B, mask_BS = length_B[stay], mask_BS[stay]
-        hidden = lm.model.base_model(
-            input_ids=next_B[:, None], position_ids=(length_B + t)[:, None], past_key_values=cache,
-            attention_mask=mask_BS[:, None, None, :T + t + 1], use_cache=True).last_hidden_state
-        cache.length += 1
-        logits_BV = lm.model.lm_head(hidden[:, -1])
-    return [_rollout(lm, *row) for row in zip(prompts, ids_BT.tolist(), logp_BT.tolist(),
-                                              count_B.tolist(), finished_B.tolist())]
+    u_BT = np.stack([uniforms(key, max_tokens) for group in keys for key in group])
+    decoder = Decoder(lm, prompts, torch.from_numpy(u_BT).to(lm.model.device), temperature)
+    # Stretches grow with what has been read: repacking copies it, and unread room costs attention.
+    read, least = 0, STRETCH[lm.model.device.type]
+    while read < max_tokens - 1 and not decoder.ended_B.all():
+        steps = min(max(least, read // 4), max_tokens - 1 - read)
+        decoder.stretch(steps)
+        read += steps
+    # What a row has drawn after its EOS, until the stretch was over, does not count.
+    eos_BT = torch.isin(decoder.ids_BT, decoder.eos)
+    finished_B = eos_BT.any(1)
+    count_B = torch.where(finished_B, eos_BT.int().argmax(1) + 1, max_tokens)
+    rows = zip(decoder.ids_BT.tolist(), decoder.logp_BT.tolist(), count_B.tolist(), finished_B.tolist())
+    return [[_rollout(lm, prompt, *next(rows)) for _ in group] for prompt, group in zip(prompts, keys)]
 
 
 def _rollout(lm, prompt, ids, logps, count, finished):
@@ -273,12 +364,13 @@ def sample(lm, prompts, samples, key, temperature, max_tokens, rows):
         rows: samples decoded together; a prompt's samples are never parted.
     """
     def work(start, chunk):
-        rows_prompts = [ids for ids in chunk for _ in range(samples)]
-        keys = [(*key, start + p, s) for p in range(len(chunk)) for s in range(samples)]
-        flat = sample_chunk(lm, rows_prompts, keys, temperature, max_tokens)
-        return [flat[i:i + samples] for i in range(0, len(flat), samples)]
+        keys = [[(*key, p, s) for s in range(samples)] for p in chunk]
+        return sample_chunk(lm, [prompts[p] for p in chunk], keys, temperature, max_tokens)
 
-    return deal(prompts, max(1, rows // samples), work)
+    # Prompts of like length go together, which saves padding.
+    order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
+    groups = dict(zip(order, deal(order, max(1, rows // samples), work)))
+    return [groups[p] for p in range(len(prompts))]
 
 
 @torch.no_grad()
@@ -286,7 +378,7 @@ def choose(lm, prompts, ids, rows):
     """For each prompt, which of the token `ids` has the highest logit as the next one: list of
     int."""
     def work(start, chunk):
-        ids_BT = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in chunk],
+        ids_BT = pad_sequence([torch.tensor(row) for row in chunk],
                                                  batch_first=True).to(lm.model.device)
         last_B = torch.tensor([len(row) - 1 for row in chunk])
         hidden = lm.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
@@ -303,7 +395,7 @@ def choose(lm, prompts, ids, rows):
 def pad_rollouts(rollouts, device):
     """(ids (B, T) padded on the right, start (B,), end (B,)): the completion is ids[start:end]."""
     rows = [torch.tensor(rollout.prompt + rollout.ids) for rollout in rollouts]
-    return (torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device),
+    return (pad_sequence(rows, batch_first=True).to(device),
             torch.tensor([len(rollout.prompt) for rollout in rollouts], device=device),
             torch.tensor([len(row) for row in rows], device=device))
 
