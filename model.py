@@ -5,17 +5,19 @@ The sampler is ours, not `generate`: nothing of a model's generation_config appl
 Sampled ids are the training ids: they go to the loss as they are, and only the reward reads the
 decoded text.
 
-Axes:  P distinct prompts   B rows (samples)   T time   S cached positions   V vocabulary   D width
-       N completion tokens of all rows together   C completion length
+Axes:  P prompts   B rows (completions)   T time   S positions of a completion   V vocabulary   D width
+       N tokens of a packed sequence   M completion tokens in it   C completion length
 
-A chunk of the sampler:
+What a model reads, in sampling and in training, is one prompt and the completions that share it.
+Its keys and values are made once, and every completion attends to them and to itself:
 
-    prompts, right-padded (P, T) --prefill--> keys and values --one copy per sample--> cache (B, S)
-    cache row:  | prompt ...... | gap, masked | completion token 0, 1, 2, ...
-                0            length           T
+    sampling    prompts (P, T) --prefill--> their keys and values, once per prompt     `GroupCache`
+                newest tokens (B, 1) --step--> the next ones; own keys and values (B, S)
+    training    prompt 0 | completion | completion | prompt 1 | completion | ...       `Packed`
 """
 import hashlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -73,7 +75,7 @@ def load(path, tokenizer, dtype=torch.float32, device="cpu"):
     """LM from a directory or a hub name, in evaluation mode."""
     transformers.logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation="shared_prompt").to(device).eval()
+        path, dtype=dtype, attn_implementation="grouped").to(device).eval()
     return LM(model, tokenizer, eos_ids(model, tokenizer))
 
 
@@ -107,6 +109,33 @@ def choice_ids(tokenizer, messages, choices):
                              "the judge needs one token for each of the scores 1 to 5")
         ids.append(longer[-1])
     return ids
+
+
+# ---------------------------------------------------------------------------------------------
+# Attention among groups
+
+
+def grouped_attention(module, query, key, value, attention_mask, scaling, groups=None, **kwargs):
+    """transformers' own attention, unless the caller of the model passes `groups`, which then
+    attends."""
+    if groups is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    return groups.attend(module, query, key, value, scaling), None
+
+
+AttentionInterface.register("grouped", grouped_attention)
+AttentionMaskInterface.register("grouped", sdpa_mask)
+
+
+def forward_groups(model, groups, ids, positions, cache=None):
+    """Last hidden states of a model, with `groups` in charge of attention.
+
+    Four-dimensional masks pass through the model as they are. This empty one makes any other
+    attention function fail, where it would silently let completions see each other.
+    """
+    return model.base_model(input_ids=ids, position_ids=positions, groups=groups, past_key_values=cache,
+                            attention_mask=torch.zeros(1, 1, 1, 0, device=ids.device),
+                            use_cache=cache is not None).last_hidden_state
 
 
 # ---------------------------------------------------------------------------------------------
@@ -172,8 +201,7 @@ def pick(logits_BV, u_B, temperature):
 class GroupCache:
     """Keys and values of all layers: a prompt's once per group, a completion's once per row.
 
-    Just what a transformers model asks of a cache: `update` stores the new position and returns
-    the completions so far; `shared_prompt_attention` adds the prompts.
+    What a transformers model asks of a cache, `update`, and what `grouped_attention` does.
     """
 
     def __init__(self, prefill, length_P, group_B, column):
@@ -207,52 +235,48 @@ class GroupCache:
         self.cell_B = self.group_B * self.width + place_B
 
     def own_bias(self):
-        """(1, 1, 1, S) to add to the completions' scores: 0 up to `column`, then -inf."""
+        """(S,) to add to the completions' scores: 0 up to `column`, then -inf."""
         column_S = torch.arange(self.own[0][0].shape[2], device=self.column.device)
         bias_S = torch.zeros_like(column_S, dtype=torch.float32)
-        return bias_S.masked_fill(column_S > self.column, -torch.inf)[None, None, None]
+        return bias_S.masked_fill(column_S > self.column, -torch.inf)
 
     def update(self, key, value, layer, *args, **kwargs):
-        """Store one position of one layer: key and value are (B, heads, 1, D)."""
+        """Store one position of one layer, (B, heads, 1, D); returns the completions so far."""
         keys, values = self.own[layer]
         return keys.index_copy_(2, self.column, key), values.index_copy_(2, self.column, value)
 
+    def attend(self, module, query, key, value, scaling):
+        """Attention of one new token of every row, (B, 1, heads, D): to its prompt, which is read once
+        for the whole group, and to its own completion.
 
-def shared_prompt_attention(module, query, key, value, attention_mask, scaling, groups=None, **kwargs):
-    """Attention of one new token per row to its prompt, read once for the whole group, and to its
-    own completion; without `groups`, transformers' own attention.
+        softmax(scaling [q K_prompt, q K_own]) [V_prompt; V_own], in letters: K heads of keys, R queries
+        for each of them, G rows of a prompt at most.
 
-    softmax([q K_prompt, q K_own] scaling) [V_prompt; V_own]. In letters: K heads of keys, R queries for
-    each, G rows of a prompt at most.
+        Args:
+            query: (B, K x R, 1, D).
+            key, value: (B, K, S, D), the completions.
+        """
+        B, K, S, D = key.shape
+        query = query.view(B, K, -1, D) * scaling
+        prompt_key, prompt_value = self.prompts[module.layer_idx]
+        score = self._rows(self._grid(query) @ prompt_key.transpose(2, 3) + self.bias_PT[:, None, None])
+        own_score = query @ key.transpose(2, 3) + self.own_bias()
+        weight = torch.cat((score, own_score), -1).softmax(-1, dtype=torch.float32).to(value.dtype)
+        weight, own_weight = weight.tensor_split((score.shape[-1],), -1)
+        out = self._rows(self._grid(weight) @ prompt_value) + own_weight @ value
+        return out.reshape(B, 1, -1, D)
 
-    Args:
-        query: (B, K x R, 1, D).
-        key, value: (B, K, S, D), the completions.
-        attention_mask: (1, 1, 1, S) to add to the completions' scores.
-        groups: the GroupCache.
-    """
-    if groups is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    B, D, K, G = len(query), query.shape[3], key.shape[1], groups.width
-    prompt_key, prompt_value = groups.prompts[module.layer_idx]
-    P, _, T, _ = prompt_key.shape
-    query = query.view(B, K, -1, D) * scaling
-    # Rows -> grid of groups -> scores (P, K, G x R, T) -> rows, and back the same way.
-    grid = query.new_zeros(P * G, *query.shape[1:]).index_copy_(0, groups.cell_B, query)
-    grid = grid.view(P, G, K, -1, D).transpose(1, 2).reshape(P, K, -1, D)
-    score = grid @ prompt_key.transpose(2, 3) + groups.bias_PT[:, None, None]
-    score = score.view(P, K, G, -1, T).transpose(1, 2).reshape(P * G, K, -1, T)[groups.cell_B]
-    own_score = query @ key.transpose(2, 3) + attention_mask
-    weight = torch.cat((score, own_score), -1).softmax(-1, dtype=torch.float32).to(value.dtype)
-    grid = weight.new_zeros(P * G, K, weight.shape[2], T).index_copy_(0, groups.cell_B, weight[..., :T])
-    grid = grid.view(P, G, K, -1, T).transpose(1, 2).reshape(P, K, -1, T)
-    out = (grid @ prompt_value).view(P, K, G, -1, D).transpose(1, 2).reshape(P * G, K, -1, D)
-    out = out[groups.cell_B] + weight[..., T:] @ value
-    return out.view(B, 1, -1, D), None
+    def _grid(self, x):
+        """Rows (B, K, R, X) gathered by prompt: (P, K, G x R, X), zeros where a prompt has fewer."""
+        P, G = len(self.bias_PT), self.width
+        grid = x.new_zeros(P * G, *x.shape[1:]).index_copy_(0, self.cell_B, x)
+        return grid.view(P, G, *x.shape[1:]).transpose(1, 2).reshape(P, x.shape[1], -1, x.shape[-1])
 
-
-AttentionInterface.register("shared_prompt", shared_prompt_attention)
-AttentionMaskInterface.register("shared_prompt", sdpa_mask)
+    def _rows(self, grid):
+        """The way back, from (P, K, G x R, X) to (B, K, R, X)."""
+        P, K, _, X = grid.shape
+        rows = grid.view(P, K, self.width, -1, X).transpose(1, 2).reshape(P * self.width, K, -1, X)
+        return rows[self.cell_B]
 
 
 class Decoder:
@@ -293,10 +317,8 @@ class Decoder:
 
     def step(self):
         """The model reads the newest tokens, and we pick the next."""
-        hidden_B1D = self.lm.model.base_model(
-            input_ids=self.last_B[:, None], position_ids=(self.length_B + self.t)[:, None],
-            attention_mask=self.cache.own_bias(), past_key_values=self.cache, use_cache=True,
-            groups=self.cache).last_hidden_state
+        hidden_B1D = forward_groups(self.lm.model, self.cache, self.last_B[:, None],
+                                    (self.length_B + self.t)[:, None], self.cache)
         self.t += 1
         self._pick(self.lm.model.lm_head(hidden_B1D[:, 0]))
 
@@ -392,23 +414,69 @@ def choose(lm, prompts, ids, rows):
 # Log-probs
 
 
-def pad_rollouts(rollouts, device):
-    """(ids (B, T) padded on the right, start (B,), end (B,)): the completion is ids[start:end]."""
-    rows = [torch.tensor(rollout.prompt + rollout.ids) for rollout in rollouts]
-    return (pad_sequence(rows, batch_first=True).to(device),
-            torch.tensor([len(rollout.prompt) for rollout in rollouts], device=device),
-            torch.tensor([len(row) for row in rows], device=device))
+class Packed(NamedTuple):
+    """Completions and their prompts as one sequence of N tokens: each prompt once, no padding.
+
+        ids        prompt 0   completion 0   completion 1   prompt 1   completion 2 ...
+        position   0 1 2 3    4 5 6 7        4 5 6          0 1 2      3 4
+
+    With four answers of 200 tokens to a prompt of 800 that is 1,600 tokens instead of 4,000.
+    """
+
+    ids_N: torch.Tensor
+    position_N: torch.Tensor
+    prompt_PT: torch.Tensor      # where in N the tokens of the prompts are, -1 behind their ends
+    own_BC: torch.Tensor         # likewise, of the completions
+    group_B: torch.Tensor        # the prompt of each completion
+    seen_BCS: torch.Tensor       # which of its prompt's T and its own C tokens a token sees
+    home_N: torch.Tensor         # where in (P x T) + (B x C) each token is
+
+    def attend(self, module, query, key, value, scaling):
+        """Attention, (1, N, heads, D): a prompt sees itself, a completion its prompt and itself."""
+        def rows(x_1HND, where):
+            return x_1HND[0].transpose(0, 1)[where].transpose(1, 2)      # (rows, heads, length, D)
+
+        prompt = [rows(x, self.prompt_PT) for x in (query, key, value)]
+        own = [rows(x, self.own_BC) for x in (query, key, value)]
+        seen = [torch.cat((prompt[i][self.group_B], own[i]), 2) for i in (1, 2)]
+        out_PTHD, _ = sdpa_attention_forward(module, *prompt, None, scaling=scaling)
+        out_BCHD, _ = sdpa_attention_forward(module, own[0], *seen, self.seen_BCS[:, None], scaling=scaling)
+        return torch.cat((out_PTHD.flatten(0, 1), out_BCHD.flatten(0, 1)))[self.home_N][None]
 
 
-def token_logprobs(model, ids_BT, start_B, end_B, temperature=1.0, blocks=None):
+def pack(groups, device):
+    """Packed, from lists of Rollouts; those of a list share their prompt."""
+    ids, position, prompts, own, group_of = [], [], [], [], []
+    for g, group in enumerate(groups):
+        length = len(group[0].prompt)
+        prompts.append(torch.arange(length) + len(ids))
+        ids += group[0].prompt
+        position += range(length)
+        for rollout in group:
+            own.append(torch.arange(len(rollout.ids)) + len(ids))
+            ids += rollout.ids
+            position += range(length, length + len(rollout.ids))
+            group_of.append(g)
+    prompt_PT, own_BC = (pad_sequence(x, batch_first=True, padding_value=-1) for x in (prompts, own))
+    group_B, (B, C) = torch.tensor(group_of), own_BC.shape
+    causal_CC = torch.ones(C, C, dtype=torch.bool).tril()
+    seen_BCS = torch.cat(((prompt_PT >= 0)[group_B][:, None].expand(-1, C, -1), causal_CC.expand(B, -1, -1)), 2)
+    place = torch.cat((prompt_PT.flatten(), own_BC.flatten()))
+    home_N = torch.empty(len(ids), dtype=torch.long)
+    home_N[place[place >= 0]] = (place >= 0).nonzero()[:, 0]
+    return Packed(*(x.to(device) for x in (torch.tensor(ids), torch.tensor(position), prompt_PT, own_BC,
+                                           group_B, seen_BCS, home_N)))
+
+
+def token_logprobs(model, packed, temperature=1.0, blocks=None):
     """Log-probs of the completion tokens, for the policy, for old policies and for tests alike.
 
-    The log-softmax is in fp32, over blocks of rows, and is computed again in backward: the (N, V)
-    table never exists as a whole.
+    The log-softmax is in fp32, over blocks of tokens, and is computed again in backward: the (M, V)
+    table of all M completion tokens never exists as a whole.
 
     Args:
         model: a causal LM with `base_model` and `lm_head`.
-        ids_BT, start_B, end_B: from `pad_rollouts`.
+        packed: from `pack`.
         temperature: that of the sampler, or the two would be different policies.
         blocks: how many blocks to cut the tokens into; None: as many as `logit_blocks` says.
 
@@ -416,19 +484,17 @@ def token_logprobs(model, ids_BT, start_B, end_B, temperature=1.0, blocks=None):
         (logp_BC, entropy_BC, mask_BC): C is the longest completion; log-probs and entropy (nats, without gradient)
         are 0 outside the mask. The mask comes from lengths, and holds the EOS.
     """
-    hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    C = int((end_B - start_B).max())
-    position_BC = start_B[:, None] + torch.arange(C, device=ids_BT.device)
-    mask_BC = position_BC < end_B[:, None]
-    b_N, c_N = mask_BC.nonzero(as_tuple=True)
-    position_N = position_BC[b_N, c_N]
-    # The hidden state at position t - 1 predicts the token at t.
-    hidden_ND, target_N = hidden_BTD[b_N, position_N - 1], ids_BT[b_N, position_N]
-    blocks = blocks or logit_blocks(len(target_N), model.config.vocab_size)
+    hidden_ND = forward_groups(model, packed, packed.ids_N[None], packed.position_N[None])[0]
+    mask_BC = packed.own_BC >= 0
+    # A prompt's last token predicts the first of a completion, and each of those the next.
+    last_P = packed.prompt_PT.max(1).values
+    source_BC = torch.cat((last_P[packed.group_B][:, None], packed.own_BC[:, :-1]), 1)
+    hidden_MD, target_M = hidden_ND[source_BC[mask_BC]], packed.ids_N[packed.own_BC[mask_BC]]
+    blocks = blocks or logit_blocks(len(target_M), model.config.vocab_size)
     parts = [checkpoint(_block_logprobs, model.lm_head, hidden, target, temperature, use_reentrant=False)
-             for hidden, target in zip(hidden_ND.tensor_split(blocks), target_N.tensor_split(blocks))]
-    zeros_BC = hidden_BTD.new_zeros(mask_BC.shape, dtype=torch.float32)
-    logp_BC, entropy_BC = (zeros_BC.index_put((b_N, c_N), torch.cat(part)) for part in zip(*parts))
+             for hidden, target in zip(hidden_MD.tensor_split(blocks), target_M.tensor_split(blocks))]
+    zeros_BC = torch.zeros_like(mask_BC, dtype=torch.float32)
+    logp_BC, entropy_BC = (zeros_BC.masked_scatter(mask_BC, torch.cat(part)) for part in zip(*parts))
     return logp_BC, entropy_BC, mask_BC
 
 
@@ -437,8 +503,8 @@ def logit_blocks(tokens, vocab_size):
     return max(1, -(-tokens * vocab_size // LOGITS_AT_ONCE))
 
 
-def _block_logprobs(lm_head, hidden_ND, target_N, temperature):
-    """(log-probs of the targets, entropies), (N,) each."""
-    logp_NV = torch.log_softmax(lm_head(hidden_ND).float() / temperature, dim=-1)
-    entropy_N = -(logp_NV.detach().exp() * logp_NV.detach()).sum(-1)
-    return logp_NV.gather(-1, target_N[:, None])[:, 0], entropy_N
+def _block_logprobs(lm_head, hidden_MD, target_M, temperature):
+    """(log-probs of the targets, entropies), (M,) each."""
+    logp_MV = torch.log_softmax(lm_head(hidden_MD).float() / temperature, dim=-1)
+    entropy_M = -(logp_MV.detach().exp() * logp_MV.detach()).sum(-1)
+    return logp_MV.gather(-1, target_M[:, None])[:, 0], entropy_M
