@@ -9,11 +9,14 @@ One step with 3 prompts, G = 2, on 2 ranks, in micro-batches of 2 rows:
     rank 0      0 0         2 2          whole groups are dealt, then sorted by length
     rank 1            1 1         - -    a short rank repeats rows with weight 0: ranks stay in step
 
+A micro-batch reads a prompt once for all completions of it that it holds (`model.pack`).
+
 The loss is divided once, by the completions of the whole step, which every rank knows beforehand;
 so neither the number of micro-batches nor that of ranks changes the gradient.
 
 Not here, on purpose: a KL term (beta is 0), a value model, a reference model.
 """
+import itertools
 import json
 import logging
 import math
@@ -31,7 +34,7 @@ import deepspeed                      # noqa: E402
 from deepspeed.utils import (safe_get_full_fp32_param, safe_get_local_fp32_param,
                              safe_set_local_fp32_param)
 
-from model import BadCheckpoint, logit_blocks, pad_rollouts, rank_and_world, token_logprobs
+from model import BadCheckpoint, logit_blocks, pack, rank_and_world, token_logprobs
 from run import write_tensors
 
 logging.disable(logging.NOTSET)
@@ -212,8 +215,8 @@ class Policy(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids_BT, start_B, end_B, temperature, blocks):
-        return token_logprobs(self.model, ids_BT, start_B, end_B, temperature, blocks)
+    def forward(self, batch, temperature, blocks):
+        return token_logprobs(self.model, batch, temperature, blocks)
 
 
 @dataclass
@@ -353,8 +356,8 @@ class Trainer:
     # The step ----------------------------------------------------------------------------------
 
     def micro_batches(self, groups, adv_PG):
-        """This rank's micro-batches, as many on every rank: lists of (rollouts, advantages (B,),
-        weights (B,), blocks of logits).
+        """This rank's micro-batches, as many on every rank: lists of (rollouts by group, advantages
+        (B,), weights (B,), blocks of logits).
 
         Args:
             groups: P lists of G Rollouts, the same on every rank.
@@ -364,23 +367,26 @@ class Trainer:
         vocab_size = self.engine.module.model.config.vocab_size
         batches = []
         for of_ranks in zip(*(self._cut(groups, adv_PG, r, world) for r in range(world))):
-            rollouts, adv, weights = zip(*of_ranks[rank])
             # ZeRO-3 gathers the output layer once a block, together: the fullest rank sets the
             # number.
-            blocks = max(logit_blocks(sum(len(rollout.ids) for rollout, _, _ in batch), vocab_size)
+            blocks = max(logit_blocks(sum(len(rollout.ids) for _, rollout, _, _ in batch), vocab_size)
                          for batch in of_ranks)
-            batches.append((rollouts, torch.tensor(adv, device=self.device),
+            _, _, adv, weights = zip(*of_ranks[rank])
+            parts = [[rollout for _, rollout, _, _ in part]
+                     for _, part in itertools.groupby(of_ranks[rank], key=lambda row: row[0])]
+            batches.append((parts, torch.tensor(adv, device=self.device),
                             torch.tensor(weights, device=self.device), blocks))
         return batches
 
     def _cut(self, groups, adv_PG, rank, world):
-        """A rank's rows (rollout, advantage, weight), sorted by length and cut into
-        micro-batches."""
+        """A rank's completions (number of the group, rollout, advantage, weight), cut into
+        micro-batches: groups of like length together, so that their rows need little padding."""
         G, weight, size = adv_PG.shape[1], 1 / adv_PG.numel(), self.config.micro_batch
-        rows = [(rollout, adv, weight) for p in range(rank, len(groups), world)
-                for rollout, adv in zip(groups[p], adv_PG[p].tolist())]
-        rows += [(groups[0][0], 0.0, 0.0)] * (-(-len(groups) // world) * G - len(rows))
-        rows.sort(key=lambda row: len(row[0].prompt) + len(row[0].ids))
+        mine = [(groups[p], adv_PG[p].tolist(), weight) for p in range(rank, len(groups), world)]
+        mine += [(groups[0], [0.0] * G, 0.0)] * (-(-len(groups) // world) - len(mine))
+        mine.sort(key=lambda item: len(item[0][0].prompt) + sum(len(rollout.ids) for rollout in item[0]))
+        rows = [(n, rollout, adv, w) for n, (group, adv_G, w) in enumerate(mine)
+                for rollout, adv in zip(group, adv_G)]
         return [rows[start:start + size] for start in range(0, len(rows), size)]
 
     def backward(self, groups, reward_PG, temperature=1.0):
@@ -400,8 +406,8 @@ class Trainer:
         if self.config.inner_updates > 1:
             # Old log-probs from the same batches: another batch shape would shift them by rounding.
             with torch.no_grad():
-                old = [self._logprobs(rollouts, temperature, blocks)[0]
-                       for rollouts, _, _, blocks in batches]
+                old = [self._logprobs(parts, temperature, blocks)[0]
+                       for parts, _, _, blocks in batches]
         pending = Pending(batches, old, temperature, (adv_PG == 0).all(1).double().mean().item())
         pending.sums = self._accumulate(pending)
         return pending
@@ -424,7 +430,8 @@ class Trainer:
             self.engine.step()
             norm = float(self.engine.get_global_grad_norm())
             if not math.isfinite(norm):        # then DeepSpeed has left the weights as they were
-                raise NonFinite("the gradient", [r for batch in pending.batches for r in batch[0]])
+                raise NonFinite("the gradient", [rollout for parts, *_ in pending.batches for part in parts
+                                                 for rollout in part])
         if rank_and_world()[1] > 1:
             torch.distributed.all_reduce(sums)
         loss, clipped, gap, entropy, tokens = sums.tolist()
@@ -432,14 +439,15 @@ class Trainer:
                 "sampler_gap": gap / tokens, "entropy": entropy / tokens, "tokens": int(tokens),
                 "dead_groups": pending.dead}
 
-    def _logprobs(self, rollouts, temperature, blocks):
-        return self.engine(*pad_rollouts(rollouts, self.device), temperature, blocks)
+    def _logprobs(self, parts, temperature, blocks):
+        return self.engine(pack(parts, self.device), temperature, blocks)
 
     def _accumulate(self, pending):
         """Gradient of all micro-batches. Returns this rank's sums over tokens, for the metrics."""
         world, sums = rank_and_world()[1], torch.zeros(5, dtype=torch.float64, device=self.device)
-        for i, (rollouts, adv_B, weight_B, blocks) in enumerate(pending.batches):
-            logp_BC, entropy_BC, mask_BC = self._logprobs(rollouts, pending.temperature, blocks)
+        for i, (parts, adv_B, weight_B, blocks) in enumerate(pending.batches):
+            rollouts = list(itertools.chain(*parts))
+            logp_BC, entropy_BC, mask_BC = self._logprobs(parts, pending.temperature, blocks)
             if not torch.isfinite(logp_BC).all():
                 bad_B = ~torch.isfinite(logp_BC).all(1)
                 raise NonFinite("a log-probability", [r for r, bad in zip(rollouts, bad_B) if bad])

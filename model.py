@@ -5,30 +5,38 @@ The sampler is ours, not `generate`: nothing of a model's generation_config appl
 Sampled ids are the training ids: they go to the loss as they are, and only the reward reads the
 decoded text.
 
-Axes:  P distinct prompts   B rows (samples)   T time   S cached positions   V vocabulary   D width
-       N completion tokens of all rows together   C completion length
+Axes:  P prompts   B rows (completions)   T time   S positions of a completion   V vocabulary   D width
+       N tokens of a packed sequence   M completion tokens in it   C completion length
 
-A chunk of the sampler:
+What a model reads, in sampling and in training, is one prompt and the completions that share it.
+Its keys and values are made once, and every completion attends to them and to itself:
 
-    prompts, right-padded (P, T) --prefill--> keys and values --one copy per sample--> cache (B, S)
-    cache row:  | prompt ...... | gap, masked | completion token 0, 1, 2, ...
-                0            length           T
+    sampling    prompts (P, T) --prefill--> their keys and values, once per prompt     `GroupCache`
+                newest tokens (B, 1) --step--> the next ones; own keys and values (B, S)
+    training    prompt 0 | completion | completion | prompt 1 | completion | ...       `Packed`
 """
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 import transformers
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM,
+                          AutoTokenizer, GenerationConfig)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 LOGITS_AT_ONCE = 2**27     # elements of one fp32 block of logits: 512 MiB
+STRETCH = {"cpu": 8, "cuda": 64}     # steps between two drops of finished rows, at least
 
 
 @dataclass
@@ -122,7 +130,8 @@ def build(path, dtype=torch.float32, device="cpu"):
     """The architecture of a checkpoint with random weights, made where it is to stay."""
     folder = checkpoint_files(path)[0]
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype,
+                                                 attn_implementation="grouped")
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
@@ -165,6 +174,33 @@ def choice_ids(tokenizer, messages, choices):
                              "the judge needs one token for each of the scores 1 to 5")
         ids.append(longer[-1])
     return ids
+
+
+# ---------------------------------------------------------------------------------------------
+# Attention among groups
+
+
+def grouped_attention(module, query, key, value, attention_mask, scaling, groups=None, **kwargs):
+    """transformers' own attention, unless the caller of the model passes `groups`, which then
+    attends."""
+    if groups is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    return groups.attend(module, query, key, value, scaling), None
+
+
+AttentionInterface.register("grouped", grouped_attention)
+AttentionMaskInterface.register("grouped", sdpa_mask)
+
+
+def forward_groups(model, groups, ids, positions, cache=None):
+    """Last hidden states of a model, with `groups` in charge of attention.
+
+    Four-dimensional masks pass through the model as they are. This empty one makes any other
+    attention function fail, where it would silently let completions see each other.
+    """
+    return model.base_model(input_ids=ids, position_ids=positions, groups=groups, past_key_values=cache,
+                            attention_mask=torch.zeros(1, 1, 1, 0, device=ids.device),
+                            use_cache=cache is not None).last_hidden_state
 
 
 # ---------------------------------------------------------------------------------------------
@@ -212,116 +248,193 @@ def uniforms(key, length):
     return np.random.Generator(philox).random(length)
 
 
-class KVCache:
-    """Keys and values of all layers, (B, heads, S, D) each, in buffers allocated once.
-
-    Just what a transformers model asks of a cache: `update` stores the new position and returns
-    what has been filled so far.
-    """
-
-    is_compileable = False
-
-    def __init__(self, prefill, rows, capacity):
-        """Copies prompt rows[b] of the prefill's cache to row b."""
-        self.length = prefill.get_seq_length()
-        self.keys = [self._buffer(layer.keys, rows, capacity) for layer in prefill.layers]
-        self.values = [self._buffer(layer.values, rows, capacity) for layer in prefill.layers]
-
-    def _buffer(self, filled, rows, capacity):
-        # Zeros, not empty: a masked position has weight 0, and 0 x NaN would be NaN.
-        buffer = filled.new_zeros(len(rows), filled.shape[1], capacity, filled.shape[3])
-        buffer[:, :, :self.length] = filled[rows]
-        return buffer
-
-    def update(self, key, value, layer, *args, **kwargs):
-        """Store one position of one layer: key and value are (B, heads, 1, D)."""
-        end = self.length + 1
-        self.keys[layer][:, :, self.length:end] = key
-        self.values[layer][:, :, self.length:end] = value
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
-
-    def get_seq_length(self, layer=0):
-        return self.length
-
-    def keep(self, rows):
-        """Drop all rows but the given ones."""
-        self.keys = [buffer[rows] for buffer in self.keys]
-        self.values = [buffer[rows] for buffer in self.values]
-
-
 def pick(logits_BV, u_B, temperature):
     """Next ids and their log-probs, (B,) each; temperature 0 takes the most likely.
 
     Inverse transform: the first id whose cumulative probability exceeds u.
     """
-    logp_BV = torch.log_softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
+    prob_BV = torch.softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
     if temperature == 0:
-        ids_B = logp_BV.argmax(-1)
+        ids_B = prob_BV.argmax(-1)
     else:
         # In double, u x total stays below the total and no id of probability 0 can be drawn.
-        cdf_BV = logp_BV.double().exp().cumsum(-1)
+        cdf_BV = prob_BV.cumsum(-1, dtype=torch.float64)
         ids_B = torch.searchsorted(cdf_BV, u_B[:, None] * cdf_BV[:, -1:], right=True)[:, 0]
-    return ids_B, logp_BV.gather(-1, ids_B[:, None])[:, 0]
+    return ids_B, prob_BV.gather(-1, ids_B[:, None])[:, 0].log()
+
+
+class GroupCache:
+    """Keys and values of all layers: a prompt's once per group, a completion's once per row.
+
+    What a transformers model asks of a cache, `update`, and what `grouped_attention` does.
+    """
+
+    def __init__(self, prefill, length_P, group_B, column):
+        """
+        Args:
+            prefill: the cache that the prompts, padded on the right, have left.
+            length_P: lengths of the prompts.
+            group_B: the prompt of each row, ascending.
+            column: (1,), where the next position is stored; its owner moves it on in place.
+        """
+        self.prompts = [(layer.keys, layer.values) for layer in prefill.layers]      # (P, heads, T, D)
+        gap_PT = torch.arange(prefill.get_seq_length(), device=length_P.device) >= length_P[:, None]
+        self.bias_PT = torch.zeros_like(gap_PT, dtype=torch.float32).masked_fill(gap_PT, -torch.inf)
+        self.own = [tuple(kv.new_empty(len(group_B), kv.shape[1], 0, kv.shape[3]) for kv in layer)
+                    for layer in self.prompts]                                       # (B, heads, S, D)
+        self.group_B, self.column = group_B, column
+
+    def repack(self, stay_B, more):
+        """Drop rows, and the prompts that no row needs any more; make room for `more` positions."""
+        # Zeros, not empty: a masked position has weight 0, and 0 x NaN would be NaN.
+        self.own = [tuple(F.pad(kv[stay_B], (0, 0, 0, more)) for kv in layer) for layer in self.own]
+        needed, self.group_B = self.group_B[stay_B].unique(return_inverse=True)
+        if len(needed) < len(self.bias_PT):
+            self.prompts = [tuple(kv[needed] for kv in layer) for layer in self.prompts]
+            self.bias_PT = self.bias_PT[needed]
+        # Row b is cell `cell_B[b]` of a grid of prompts x `width` rows.
+        count_P = self.group_B.bincount()
+        self.width = int(count_P.max())
+        first_P = count_P.cumsum(0) - count_P
+        place_B = torch.arange(len(self.group_B), device=first_P.device) - first_P[self.group_B]
+        self.cell_B = self.group_B * self.width + place_B
+
+    def own_bias(self):
+        """(S,) to add to the completions' scores: 0 up to `column`, then -inf."""
+        column_S = torch.arange(self.own[0][0].shape[2], device=self.column.device)
+        bias_S = torch.zeros_like(column_S, dtype=torch.float32)
+        return bias_S.masked_fill(column_S > self.column, -torch.inf)
+
+    def update(self, key, value, layer, *args, **kwargs):
+        """Store one position of one layer, (B, heads, 1, D); returns the completions so far."""
+        keys, values = self.own[layer]
+        return keys.index_copy_(2, self.column, key), values.index_copy_(2, self.column, value)
+
+    def attend(self, module, query, key, value, scaling):
+        """Attention of one new token of every row, (B, 1, heads, D): to its prompt, which is read once
+        for the whole group, and to its own completion.
+
+        softmax(scaling [q K_prompt, q K_own]) [V_prompt; V_own], in letters: K heads of keys, R queries
+        for each of them, G rows of a prompt at most.
+
+        Args:
+            query: (B, K x R, 1, D).
+            key, value: (B, K, S, D), the completions.
+        """
+        B, K, S, D = key.shape
+        query = query.view(B, K, -1, D) * scaling
+        prompt_key, prompt_value = self.prompts[module.layer_idx]
+        score = self._rows(self._grid(query) @ prompt_key.transpose(2, 3) + self.bias_PT[:, None, None])
+        own_score = query @ key.transpose(2, 3) + self.own_bias()
+        weight = torch.cat((score, own_score), -1).softmax(-1, dtype=torch.float32).to(value.dtype)
+        weight, own_weight = weight.tensor_split((score.shape[-1],), -1)
+        out = self._rows(self._grid(weight) @ prompt_value) + own_weight @ value
+        return out.reshape(B, 1, -1, D)
+
+    def _grid(self, x):
+        """Rows (B, K, R, X) gathered by prompt: (P, K, G x R, X), zeros where a prompt has fewer."""
+        P, G = len(self.bias_PT), self.width
+        grid = x.new_zeros(P * G, *x.shape[1:]).index_copy_(0, self.cell_B, x)
+        return grid.view(P, G, *x.shape[1:]).transpose(1, 2).reshape(P, x.shape[1], -1, x.shape[-1])
+
+    def _rows(self, grid):
+        """The way back, from (P, K, G x R, X) to (B, K, R, X)."""
+        P, K, _, X = grid.shape
+        rows = grid.view(P, K, self.width, -1, X).transpose(1, 2).reshape(P * self.width, K, -1, X)
+        return rows[self.cell_B]
+
+
+class Decoder:
+    """The rows of a chunk while they are decoded, `samples` for each prompt.
+
+    Whatever a step reads or writes is a tensor that keeps its place through a stretch of steps, so
+    that a GPU can replay the step as a CUDA graph. Rows leave between stretches.
+    """
+
+    def __init__(self, lm, prompts, u_BT, temperature):
+        """Prefill the prompts, and pick the first token of every row."""
+        self.lm, self.u_BT, self.temperature = lm, u_BT, temperature
+        device, B = u_BT.device, len(u_BT)
+        # Padded on the right, where causal attention never looks.
+        ids_PT = pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True).to(device)
+        length_P = torch.tensor([len(ids) for ids in prompts], device=device)
+        out = lm.model.base_model(input_ids=ids_PT, use_cache=True)
+        last_PD = out.last_hidden_state[torch.arange(len(prompts), device=device), length_P - 1]
+        group_B = torch.arange(len(prompts), device=device).repeat_interleave(B // len(prompts))
+        self.eos = torch.tensor(lm.eos, device=device)
+        self.t = torch.zeros(1, dtype=torch.long, device=device)     # number of the newest token
+        self.ids_BT = torch.zeros_like(u_BT, dtype=torch.long)
+        self.logp_BT = torch.zeros_like(u_BT, dtype=torch.float32)
+        self.live = torch.arange(B, device=device)                   # rows of ids_BT in the batch
+        self.last_B = torch.zeros_like(group_B)                      # their newest tokens
+        self.ended_B = torch.zeros_like(group_B, dtype=torch.bool)
+        self.length_B = length_P[group_B]
+        self.cache = GroupCache(out.past_key_values, length_P, group_B, self.t)
+        self._pick(lm.model.lm_head(last_PD)[group_B])
+
+    def _pick(self, logits_BV):
+        u_B = self.u_BT[self.live, self.t]
+        ids_B, logp_B = pick(logits_BV, u_B, self.temperature)
+        self.ids_BT[self.live, self.t] = ids_B
+        self.logp_BT[self.live, self.t] = logp_B
+        self.ended_B |= torch.isin(ids_B, self.eos)
+        self.last_B.copy_(ids_B)
+
+    def step(self):
+        """The model reads the newest tokens, and we pick the next."""
+        hidden_B1D = forward_groups(self.lm.model, self.cache, self.last_B[:, None],
+                                    (self.length_B + self.t)[:, None], self.cache)
+        self.t += 1
+        self._pick(self.lm.model.lm_head(hidden_B1D[:, 0]))
+
+    def stretch(self, steps):
+        """Drop the rows that have ended, then take at most `steps` steps."""
+        stay_B = ~self.ended_B
+        self.live, self.last_B, self.length_B = (
+            x_B[stay_B] for x_B in (self.live, self.last_B, self.length_B))
+        self.ended_B = torch.zeros_like(self.live, dtype=torch.bool)
+        self.cache.repack(stay_B, steps)
+        step = self.step
+        for n in range(steps):
+            if n == 1 and self.live.is_cuda:
+                step = as_cuda_graph(step)      # the first step was its warm-up
+            step()
+            if self.ended_B.all():
+                break
+
+
+def as_cuda_graph(step):
+    """The step as one launch instead of hundreds. Capturing runs nothing."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 @torch.no_grad()
 def sample_chunk(lm, prompts, keys, temperature, max_tokens):
-    """One Rollout per key, the rows of one batch.
+    """The rows of one batch: for each prompt, a list of Rollouts.
 
     Args:
-        prompts: one list of ids per row; equal ones share one prefill.
-        keys: per row, what its uniforms depend on.
+        prompts: lists of ids.
+        keys: for each prompt, what the uniforms of each of its samples depend on.
         temperature: divides the logits; 0 is greedy.
         max_tokens: completions are cut at this length.
     """
-    device, eos = lm.model.device, torch.tensor(lm.eos, device=lm.model.device)
-    u_BT = torch.from_numpy(np.stack([uniforms(key, max_tokens) for key in keys])).to(device)
-
-    # 1) Prefill the distinct prompts, padded on the right where causal attention never looks.
-    distinct = list(dict.fromkeys(map(tuple, prompts)))
-    where = {ids: i for i, ids in enumerate(distinct)}
-    row_of = torch.tensor([where[tuple(ids)] for ids in prompts], device=device)
-    ids_PT = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in distinct],
-                                             batch_first=True).to(device)
-    length_P = torch.tensor([len(ids) for ids in distinct], device=device)
-    out = lm.model.base_model(input_ids=ids_PT, use_cache=True)
-    last_PD = out.last_hidden_state[torch.arange(len(distinct), device=device), length_P - 1]
-    logits_BV = lm.model.lm_head(last_PD)[row_of]
-
-    # 2) One cache row per sample; attention skips the gap between its prompt and column T.
-    T = ids_PT.shape[1]
-    cache = KVCache(out.past_key_values, row_of, T + max_tokens)
-    length_B = length_P[row_of]
-    column_S = torch.arange(T + max_tokens, device=device)
-    mask_BS = (column_S < length_B[:, None]) | (column_S >= T)
-
-    # 3) Decode. `live` holds the original index of each row that is still in the batch.
-    live = torch.arange(len(prompts), device=device)
-    ids_BT = torch.zeros(len(prompts), max_tokens, dtype=torch.long, device=device)
-    logp_BT = torch.zeros(len(prompts), max_tokens, device=device)
-    count_B = torch.full((len(prompts),), max_tokens, device=device)
-    finished_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    for t in range(max_tokens):
-        next_B, logp_B = pick(logits_BV, u_BT[live, t], temperature)
-        ids_BT[live, t], logp_BT[live, t] = next_B, logp_B
-        ended = torch.isin(next_B, eos) & ~finished_B[live]
-        finished_B[live[ended]] = True
-        count_B[live[ended]] = t + 1
-        if t == max_tokens - 1 or finished_B.all():
-            break
-        # Finished rows leave when they are an eighth of the batch: leaving copies the cache.
-        stay = ~finished_B[live]
-        if (~stay).sum() * 8 >= len(live):
-            cache.keep(stay)
-            live, next_B = live[stay], next_B[stay]
-            length_B, mask_BS = length_B[stay], mask_BS[stay]
-        hidden = lm.model.base_model(
-            input_ids=next_B[:, None], position_ids=(length_B + t)[:, None], past_key_values=cache,
-            attention_mask=mask_BS[:, None, None, :T + t + 1], use_cache=True).last_hidden_state
-        cache.length += 1
-        logits_BV = lm.model.lm_head(hidden[:, -1])
-    return [_rollout(lm, *row) for row in zip(prompts, ids_BT.tolist(), logp_BT.tolist(),
-                                              count_B.tolist(), finished_B.tolist())]
+    u_BT = np.stack([uniforms(key, max_tokens) for group in keys for key in group])
+    decoder = Decoder(lm, prompts, torch.from_numpy(u_BT).to(lm.model.device), temperature)
+    # Stretches grow with what has been read: repacking copies it, and unread room costs attention.
+    read, least = 0, STRETCH[lm.model.device.type]
+    while read < max_tokens - 1 and not decoder.ended_B.all():
+        steps = min(max(least, read // 4), max_tokens - 1 - read)
+        decoder.stretch(steps)
+        read += steps
+    # What a row has drawn after its EOS, until the stretch was over, does not count.
+    eos_BT = torch.isin(decoder.ids_BT, decoder.eos)
+    finished_B = eos_BT.any(1)
+    count_B = torch.where(finished_B, eos_BT.int().argmax(1) + 1, max_tokens)
+    rows = zip(decoder.ids_BT.tolist(), decoder.logp_BT.tolist(), count_B.tolist(), finished_B.tolist())
+    return [[_rollout(lm, prompt, *next(rows)) for _ in group] for prompt, group in zip(prompts, keys)]
 
 
 def _rollout(lm, prompt, ids, logps, count, finished):
@@ -339,12 +452,13 @@ def sample(lm, prompts, samples, key, temperature, max_tokens, rows, first=0):
         first: index of the first prompt, where a longer list is sampled in slices.
     """
     def work(start, chunk):
-        rows_prompts = [ids for ids in chunk for _ in range(samples)]
-        keys = [(*key, first + start + p, s) for p in range(len(chunk)) for s in range(samples)]
-        flat = sample_chunk(lm, rows_prompts, keys, temperature, max_tokens)
-        return [flat[i:i + samples] for i in range(0, len(flat), samples)]
+        keys = [[(*key, first + p, s) for s in range(samples)] for p in chunk]
+        return sample_chunk(lm, [prompts[p] for p in chunk], keys, temperature, max_tokens)
 
-    return deal(prompts, max(1, rows // samples), work)
+    # Prompts of like length go together, which saves padding.
+    order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
+    groups = dict(zip(order, deal(order, max(1, rows // samples), work)))
+    return [groups[p] for p in range(len(prompts))]
 
 
 @torch.no_grad()
@@ -352,7 +466,7 @@ def choose(lm, prompts, ids, rows):
     """For each prompt, which of the token `ids` has the highest logit as the next one: list of
     int."""
     def work(start, chunk):
-        ids_BT = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in chunk],
+        ids_BT = pad_sequence([torch.tensor(row) for row in chunk],
                                                  batch_first=True).to(lm.model.device)
         last_B = torch.tensor([len(row) - 1 for row in chunk])
         hidden = lm.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
@@ -366,23 +480,69 @@ def choose(lm, prompts, ids, rows):
 # Log-probs
 
 
-def pad_rollouts(rollouts, device):
-    """(ids (B, T) padded on the right, start (B,), end (B,)): the completion is ids[start:end]."""
-    rows = [torch.tensor(rollout.prompt + rollout.ids) for rollout in rollouts]
-    return (torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device),
-            torch.tensor([len(rollout.prompt) for rollout in rollouts], device=device),
-            torch.tensor([len(row) for row in rows], device=device))
+class Packed(NamedTuple):
+    """Completions and their prompts as one sequence of N tokens: each prompt once, no padding.
+
+        ids        prompt 0   completion 0   completion 1   prompt 1   completion 2 ...
+        position   0 1 2 3    4 5 6 7        4 5 6          0 1 2      3 4
+
+    With four answers of 200 tokens to a prompt of 800 that is 1,600 tokens instead of 4,000.
+    """
+
+    ids_N: torch.Tensor
+    position_N: torch.Tensor
+    prompt_PT: torch.Tensor      # where in N the tokens of the prompts are, -1 behind their ends
+    own_BC: torch.Tensor         # likewise, of the completions
+    group_B: torch.Tensor        # the prompt of each completion
+    seen_BCS: torch.Tensor       # which of its prompt's T and its own C tokens a token sees
+    home_N: torch.Tensor         # where in (P x T) + (B x C) each token is
+
+    def attend(self, module, query, key, value, scaling):
+        """Attention, (1, N, heads, D): a prompt sees itself, a completion its prompt and itself."""
+        def rows(x_1HND, where):
+            return x_1HND[0].transpose(0, 1)[where].transpose(1, 2)      # (rows, heads, length, D)
+
+        prompt = [rows(x, self.prompt_PT) for x in (query, key, value)]
+        own = [rows(x, self.own_BC) for x in (query, key, value)]
+        seen = [torch.cat((prompt[i][self.group_B], own[i]), 2) for i in (1, 2)]
+        out_PTHD, _ = sdpa_attention_forward(module, *prompt, None, scaling=scaling)
+        out_BCHD, _ = sdpa_attention_forward(module, own[0], *seen, self.seen_BCS[:, None], scaling=scaling)
+        return torch.cat((out_PTHD.flatten(0, 1), out_BCHD.flatten(0, 1)))[self.home_N][None]
 
 
-def token_logprobs(model, ids_BT, start_B, end_B, temperature=1.0, blocks=None):
+def pack(groups, device):
+    """Packed, from lists of Rollouts; those of a list share their prompt."""
+    ids, position, prompts, own, group_of = [], [], [], [], []
+    for g, group in enumerate(groups):
+        length = len(group[0].prompt)
+        prompts.append(torch.arange(length) + len(ids))
+        ids += group[0].prompt
+        position += range(length)
+        for rollout in group:
+            own.append(torch.arange(len(rollout.ids)) + len(ids))
+            ids += rollout.ids
+            position += range(length, length + len(rollout.ids))
+            group_of.append(g)
+    prompt_PT, own_BC = (pad_sequence(x, batch_first=True, padding_value=-1) for x in (prompts, own))
+    group_B, (B, C) = torch.tensor(group_of), own_BC.shape
+    causal_CC = torch.ones(C, C, dtype=torch.bool).tril()
+    seen_BCS = torch.cat(((prompt_PT >= 0)[group_B][:, None].expand(-1, C, -1), causal_CC.expand(B, -1, -1)), 2)
+    place = torch.cat((prompt_PT.flatten(), own_BC.flatten()))
+    home_N = torch.empty(len(ids), dtype=torch.long)
+    home_N[place[place >= 0]] = (place >= 0).nonzero()[:, 0]
+    return Packed(*(x.to(device) for x in (torch.tensor(ids), torch.tensor(position), prompt_PT, own_BC,
+                                           group_B, seen_BCS, home_N)))
+
+
+def token_logprobs(model, packed, temperature=1.0, blocks=None):
     """Log-probs of the completion tokens, for the policy, for old policies and for tests alike.
 
-    The log-softmax is in fp32, over blocks of rows, and is computed again in backward: the (N, V)
-    table never exists as a whole.
+    The log-softmax is in fp32, over blocks of tokens, and is computed again in backward: the (M, V)
+    table of all M completion tokens never exists as a whole.
 
     Args:
         model: a causal LM with `base_model` and `lm_head`.
-        ids_BT, start_B, end_B: from `pad_rollouts`.
+        packed: from `pack`.
         temperature: that of the sampler, or the two would be different policies.
         blocks: how many blocks to cut the tokens into; None: as many as `logit_blocks` says.
 
@@ -390,19 +550,17 @@ def token_logprobs(model, ids_BT, start_B, end_B, temperature=1.0, blocks=None):
         (logp_BC, entropy_BC, mask_BC): C is the longest completion; log-probs and entropy (nats, without gradient)
         are 0 outside the mask. The mask comes from lengths, and holds the EOS.
     """
-    hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    C = int((end_B - start_B).max())
-    position_BC = start_B[:, None] + torch.arange(C, device=ids_BT.device)
-    mask_BC = position_BC < end_B[:, None]
-    b_N, c_N = mask_BC.nonzero(as_tuple=True)
-    position_N = position_BC[b_N, c_N]
-    # The hidden state at position t - 1 predicts the token at t.
-    hidden_ND, target_N = hidden_BTD[b_N, position_N - 1], ids_BT[b_N, position_N]
-    blocks = blocks or logit_blocks(len(target_N), model.config.vocab_size)
+    hidden_ND = forward_groups(model, packed, packed.ids_N[None], packed.position_N[None])[0]
+    mask_BC = packed.own_BC >= 0
+    # A prompt's last token predicts the first of a completion, and each of those the next.
+    last_P = packed.prompt_PT.max(1).values
+    source_BC = torch.cat((last_P[packed.group_B][:, None], packed.own_BC[:, :-1]), 1)
+    hidden_MD, target_M = hidden_ND[source_BC[mask_BC]], packed.ids_N[packed.own_BC[mask_BC]]
+    blocks = blocks or logit_blocks(len(target_M), model.config.vocab_size)
     parts = [checkpoint(_block_logprobs, model.lm_head, hidden, target, temperature, use_reentrant=False)
-             for hidden, target in zip(hidden_ND.tensor_split(blocks), target_N.tensor_split(blocks))]
-    zeros_BC = hidden_BTD.new_zeros(mask_BC.shape, dtype=torch.float32)
-    logp_BC, entropy_BC = (zeros_BC.index_put((b_N, c_N), torch.cat(part)) for part in zip(*parts))
+             for hidden, target in zip(hidden_MD.tensor_split(blocks), target_M.tensor_split(blocks))]
+    zeros_BC = torch.zeros_like(mask_BC, dtype=torch.float32)
+    logp_BC, entropy_BC = (zeros_BC.masked_scatter(mask_BC, torch.cat(part)) for part in zip(*parts))
     return logp_BC, entropy_BC, mask_BC
 
 
@@ -411,8 +569,8 @@ def logit_blocks(tokens, vocab_size):
     return max(1, -(-tokens * vocab_size // LOGITS_AT_ONCE))
 
 
-def _block_logprobs(lm_head, hidden_ND, target_N, temperature):
-    """(log-probs of the targets, entropies), (N,) each."""
-    logp_NV = torch.log_softmax(lm_head(hidden_ND).float() / temperature, dim=-1)
-    entropy_N = -(logp_NV.detach().exp() * logp_NV.detach()).sum(-1)
-    return logp_NV.gather(-1, target_N[:, None])[:, 0], entropy_N
+def _block_logprobs(lm_head, hidden_MD, target_M, temperature):
+    """(log-probs of the targets, entropies), (M,) each."""
+    logp_MV = torch.log_softmax(lm_head(hidden_MD).float() / temperature, dim=-1)
+    entropy_M = -(logp_MV.detach().exp() * logp_MV.detach()).sum(-1)
+    return logp_MV.gather(-1, target_M[:, None])[:, 0], entropy_M

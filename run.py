@@ -269,11 +269,11 @@ class Directory:
         """Rows of a .jsonl file; [] if it is not there."""
         return read_lines(self.path / name) if (self.path / name).exists() else []
 
-    def kept_rows(self, name, chunk):
-        """What an interrupted phase has written of a .part.jsonl file, cut to whole chunks of
-        rows."""
+    def kept_rows(self, name, size):
+        """What an interrupted phase has written of a .part.jsonl file, cut to whole slices of
+        `size` rows."""
         rows = self.read_rows(name)
-        whole = rows[:len(rows) - len(rows) % chunk]
+        whole = rows[:len(rows) - len(rows) % size]
         if len(whole) < len(rows):
             self.write_rows(name, whole)
         return whole

@@ -151,6 +151,7 @@ PRESETS = {
 }
 # What may differ when a run is resumed.
 CHANGEABLE = {"run_dir", "iterations", "save_every", "collective_timeout", "assert_invariants"}
+SLICE = 16           # chunks of the sampler in a slice of the pool: the most ranks that share one
 COLLAPSED = 0.2      # share of different questions below which we speak of a collapse
 
 
@@ -310,10 +311,11 @@ def sieve(run, drafts, tasks):
 def write_pool(run, i, specs):
     """One completion of the frozen Generator for each spec, kept on disk slice by slice."""
     config, name = run.config, f"iter{i}/pool.part.jsonl"
-    texts = run.files.kept_rows(name, run.chunk(1))
+    size = run.slice_size(1)
+    texts = run.files.kept_rows(name, size)
     with run.bar(i, "pool", len(specs), len(texts)) as bar:
-        for start in range(len(texts), len(specs), run.chunk(1) * run.world):
-            prompts = [generator.prompt(spec) for spec in specs[start:start + run.chunk(1) * run.world]]
+        for start in range(len(texts), len(specs), size):
+            prompts = [generator.prompt(spec) for spec in specs[start:start + size]]
             groups = run.sample(run.actor, prompts, 1, (i, "pool"), config.probe_temperature,
                                 config.max_completion, first=start)
             new = [rollout.text for rollout in flat(groups)]
@@ -328,12 +330,11 @@ def grade(run, i, tasks, reasons):
     dropped."""
     config, name = run.config, f"iter{i}/verify.part.jsonl"
     chosen = [task for task, reason in zip(tasks, reasons) if reason is None]
-    chunk = run.chunk(config.verify_samples)
-    rates = run.files.kept_rows(name, chunk)
+    size = run.slice_size(config.verify_samples)
+    rates = run.files.kept_rows(name, size)
     with run.bar(i, "verify", len(chosen), len(rates)) as bar:
-        for start in range(len(rates), len(chosen), chunk * run.world):
-            new = pass_rates(run, chosen[start:start + chunk * run.world], config.verify_samples,
-                             (i, "verify"), start)
+        for start in range(len(rates), len(chosen), size):
+            new = pass_rates(run, chosen[start:start + size], config.verify_samples, (i, "verify"), start)
             run.files.append(name, *new)
             rates += new
             run.advance(bar, len(new))
@@ -463,9 +464,10 @@ class Run:
         """Is the task short enough to be put to the Solver?"""
         return len(self.encode(solver.prompt(task.question, task.tools))) <= self.config.max_prompt
 
-    def chunk(self, samples):
-        """Prompts in a chunk of the sampler, with so many samples each."""
-        return max(1, self.config.sample_rows // samples)
+    def slice_size(self, samples):
+        """Prompts of the pool that are sampled, and kept on disk, at a time. It does not depend on
+        the ranks, so that the same prompts stand together on any number of them."""
+        return SLICE * max(1, self.config.sample_rows // samples)
 
     def sample(self, lm, chats, samples, key, temperature, max_tokens, kind="sampling", first=0):
         """model.sample for chat messages, with the run's seed in the key; time and tokens are

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import model as lms
 import solver
@@ -53,7 +54,7 @@ def test_sampled_frequencies_match_the_softmax(lm, prompts):
 def test_sampler_and_trainer_agree_on_log_probs(prompts, dtype, limit):
     lm = lms.load(tiny.PATH, lms.load_tokenizer(tiny.PATH), dtype)
     rollouts = [r for group in lms.sample(lm, prompts, 4, (1,), 1.0, 40, 48) for r in group]
-    logp_BC, entropy_BC, mask_BC = lms.token_logprobs(lm.model, *lms.pad_rollouts(rollouts, "cpu"))
+    logp_BC, entropy_BC, mask_BC = lms.token_logprobs(lm.model, lms.pack([[r] for r in rollouts], "cpu"))
     gaps = torch.cat([logp_BC[b, :len(r.ids)] - torch.tensor(r.logps) for b, r in enumerate(rollouts)])
     gap = gaps.abs().max() if dtype == torch.float32 else gaps.abs().mean()
     assert gap < limit
@@ -67,9 +68,69 @@ def test_log_probs_in_blocks_have_the_gradient_of_the_whole(lm, prompts, monkeyp
     for size in (2**27, 3 * lm.model.config.vocab_size):
         monkeypatch.setattr(lms, "LOGITS_AT_ONCE", size)
         lm.model.zero_grad()
-        lms.token_logprobs(lm.model, *lms.pad_rollouts(rollouts, "cpu"))[0].sum().backward()
+        lms.token_logprobs(lm.model, lms.pack([[r] for r in rollouts], "cpu"))[0].sum().backward()
         gradients.append(lm.model.lm_head.weight.grad.clone())
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def plain_logprobs(model, rollout):
+    """By the book: one row, all its logits, their log-softmax."""
+    ids = torch.tensor([rollout.prompt + rollout.ids])
+    logp_TV = torch.log_softmax(model(ids).logits[0, len(rollout.prompt) - 1:-1], -1)
+    return logp_TV.gather(-1, torch.tensor(rollout.ids)[:, None])[:, 0]
+
+
+def gradients(model, logps):
+    model.zero_grad()
+    sum((logp * torch.linspace(-1, 1, len(logp))).sum() for logp in logps).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("part", [1, 3, 4])
+def test_a_prompt_shared_by_its_completions_has_the_plain_gradient(lm, prompts, part):
+    """Groups of 4 whole, cut into 3 and 1, and in single completions."""
+    groups = lms.sample(lm, prompts[:3], 4, (2,), 1.5, 30, 12)
+    rollouts = [r for group in groups for r in group]
+    assert len({len(r.ids) for r in rollouts}) >= 3
+    parts = [group[i:i + part] for group in groups for i in range(0, 4, part)]
+    packed = lms.pack(parts, "cpu")
+    assert len(packed.ids_N) == sum(len(p[0].prompt) + sum(len(r.ids) for r in p) for p in parts)
+    logp_BC, _, _ = lms.token_logprobs(lm.model, packed)
+    ours = [logp_C[:len(r.ids)] for logp_C, r in zip(logp_BC, rollouts)]
+    plain = [plain_logprobs(lm.model, r) for r in rollouts]
+    torch.testing.assert_close(torch.cat(ours), torch.cat(plain), rtol=1e-4, atol=1e-5)
+    ours, plain = gradients(lm.model, ours), gradients(lm.model, plain)
+    assert (ours - plain).norm() < 1e-5 * plain.norm()
+
+
+def test_another_attention_function_is_refused(lm, prompts):
+    """Plain attention over a packed sequence would let completions see each other."""
+    packed = lms.pack(lms.sample(lm, prompts[:1], 2, (2,), 1.0, 9, 2), "cpu")
+    lm.model.set_attn_implementation("sdpa")
+    try:
+        with pytest.raises(RuntimeError):
+            lms.token_logprobs(lm.model, packed)
+    finally:
+        lm.model.set_attn_implementation("grouped")
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A random model whose queries share keys two by two, as in Qwen2.5."""
+    torch.manual_seed(0)
+    config = Qwen2Config(vocab_size=300, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, eos_token_id=0)
+    model = Qwen2ForCausalLM._from_config(config, attn_implementation="grouped").eval()
+    return lms.LM(model, lms.load_tokenizer(tiny.PATH), (0,))
+
+
+def test_grouped_queries_sample_and_score_as_the_plain_model(wide):
+    prompts = [[5, 6, 7], [9] * 12]
+    rollouts = [r for group in lms.sample(wide, prompts, 3, (4,), 1.0, 40, 6) for r in group]
+    plain = torch.cat([plain_logprobs(wide.model, r) for r in rollouts]).detach()
+    assert torch.allclose(torch.tensor([x for r in rollouts for x in r.logps]), plain, atol=1e-4)
+    logp_BC, _, mask_BC = lms.token_logprobs(wide.model, lms.pack([rollouts[:3], rollouts[3:]], "cpu"))
+    assert torch.allclose(logp_BC[mask_BC], plain, atol=1e-4)
 
 
 def test_finished_rows_leave_the_batch_and_change_nothing(lm, prompts):
