@@ -75,7 +75,7 @@ class Draft(NamedTuple):
     """A Generator completion as read: what is missing or does not parse is None."""
 
     tags: bool                # all four blocks are there and not empty
-    question: str
+    question: str | None
     tools: list | None
     calls: list | None        # the well-formed gold calls; None without any
     malformed: int            # ill-formed elements of the gold list
@@ -91,7 +91,7 @@ def read(text):
     """Read the four blocks of a completion."""
     blocks = {tag: last_block(text, tag) for tag in TAGS}
     calls = read_calls(blocks["tool_call_answer"] or "")
-    return Draft(all(blocks.values()), blocks["question"] or "",
+    return Draft(all(blocks.values()), blocks["question"],
                  read_tools(blocks["available_tools"] or ""),
                  calls.calls if calls and calls.calls else None, calls.malformed if calls else 0)
 
@@ -111,7 +111,7 @@ def validity_reward(draft):
     menu = {tool["name"]: tool for tool in draft.tools}
     known = all(call["name"] in menu for call in draft.calls)
     required = all(required_given(call, menu) for call in draft.calls)
-    return 0.4 * known + 0.4 * required + 0.2 * grounded(draft.calls, draft.question)
+    return 0.4 * known + 0.4 * required + 0.2 * grounded(draft.calls, draft.question or "")
 
 
 def curriculum_reward(draft, difficulty, semantic):
@@ -122,14 +122,14 @@ def curriculum_reward(draft, difficulty, semantic):
 def reward(draft, difficulty, semantic):
     """Reward parts of one completion, each in 0..1; the total is the sum (weights 1, 1, 1).
 
-    A placeholder question gets 0 in all three.
+    A placeholder question gets 0 in all three; without a question block the other parts still count.
 
     Args:
         draft: from `read`.
         difficulty: r_diff, curriculum.band_pass of the Solver's pass rate.
         semantic: r_sem, the judge's score.
     """
-    if is_placeholder(draft.question):
+    if draft.question is not None and is_placeholder(draft.question):
         return {"format": 0.0, "validity": 0.0, "curriculum": 0.0}
     return {"format": format_reward(draft), "validity": validity_reward(draft),
             "curriculum": curriculum_reward(draft, difficulty, semantic)}
