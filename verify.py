@@ -18,6 +18,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 MAX_DEPTH = 16           # nesting of JSON that we are willing to read
+MAX_BRACKETS = 10_000    # opening ones in JSON; a menu of 64 tools with 64 parameters has 4,225
 MAX_DIGITS = 4_300       # of an integer: conversion is quadratic
 MAX_QUESTION = 20_000    # characters: unicodedata.normalize is quadratic on combining marks
 MAX_ITEMS = 64           # calls in an answer, tools in a menu, arguments in a call
@@ -84,12 +85,13 @@ def load_json(text):
     """Strict JSON, as json.loads, but every fault is a ValueError.
 
     Refused beside bad syntax: NaN and Infinity (also as 1e999), integers of more than MAX_DIGITS
-    digits, nesting deeper than MAX_DEPTH, and lone surrogates, which no tokenizer can encode. Of
-    equal keys the last counts.
+    digits, nesting deeper than MAX_DEPTH, more than MAX_BRACKETS opening brackets, and lone
+    surrogates, which no tokenizer can encode. Of equal keys the last counts.
     """
     text.encode()                                          # UnicodeEncodeError is a ValueError
-    if text.count("[") + text.count("{") > MAX_DEPTH and _nests_deeper(text, MAX_DEPTH):
-        raise ValueError("nested too deeply")
+    opening = text.count("[") + text.count("{")
+    if opening > MAX_BRACKETS or opening > MAX_DEPTH and _nests_deeper(text, MAX_DEPTH):
+        raise ValueError("nested too deeply, or too many brackets")
     value = _DECODER.decode(text)
     if "\\u" in text:
         json.dumps(value, ensure_ascii=False).encode()     # an escape may hold half a pair
