@@ -14,13 +14,17 @@ A chunk of the sampler:
     cache row:  | prompt ...... | gap, masked | completion token 0, 1, 2, ...
                 0            length           T
 """
+import functools
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
+from huggingface_hub import HfApi
+from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -52,22 +56,77 @@ class Rollout:
 
 
 def load_tokenizer(path):
-    """Tokenizer with a chat template. ValueError says what is missing."""
+    """Tokenizer with a chat template, from a directory or a hub name. ValueError says what is missing."""
     transformers.logging.set_verbosity_error()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, **source(path))
     except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer at {path}: {str(error).splitlines()[0]}") from None
+        raise ValueError(_not_found("tokenizer", path, error)) from None
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {path} has no chat template: use an instruction-tuned model")
     return tokenizer
 
 
+def source(path):
+    """from_pretrained's arguments that say where it may look, and that no code is run from there."""
+    return {"local_files_only": Path(path).is_dir() or not on_hub(str(path)), "trust_remote_code": False}
+
+
+@functools.cache
+def on_hub(name):
+    """Does the model hub answer and have this model? One question with a time limit: transformers
+    itself asks again and again for most of a minute when there is no network."""
+    try:
+        return HfApi().model_info(name, timeout=10) is not None
+    except Exception:      # whatever its client raises: then the files on this machine decide
+        return False
+
+
+def _not_found(what, path, error):
+    if not Path(path).exists() and not on_hub(str(path)):
+        return (f"no {what} at {path}: there is no such directory, it is not in the cache of the model hub, "
+                "and the hub does not know it or cannot be reached")
+    return f"no {what} to be read at {path!r}: {' '.join(str(error).split())[:200] or type(error).__name__}"
+
+
 def load(path, tokenizer, dtype=torch.float32, device="cpu"):
-    """LM from a directory or a hub name, in evaluation mode."""
+    """LM from a directory or a hub name, in evaluation mode. ValueError says what is wrong with it.
+
+    Only safetensors are read: other weight files can run code.
+    """
     transformers.logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
-    return LM(model, tokenizer, eos_ids(model, tokenizer))
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True,
+                                                           output_loading_info=True, **source(path))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(_not_found("model", path, error)) from None
+    problem = model_problem(model, tokenizer, info["missing_keys"])
+    if problem:
+        raise ValueError(f"the model at {path} cannot be used: {problem}")
+    return LM(model.to(device).eval(), tokenizer, eos_ids(model, tokenizer))
+
+
+@torch.no_grad()
+def model_problem(model, tokenizer, missing):
+    """Why a loaded model is not one that this file can sample and score, or None.
+
+    Args:
+        missing: names of weights that its files lack; transformers makes them up.
+    """
+    if missing:
+        return f"its files lack the weights {', '.join(sorted(missing)[:3])}"
+    if model.base_model is model or not hasattr(model, "lm_head"):
+        return f"a {type(model).__name__} does not have its layers in `base_model` and `lm_head`"
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        return f"its vocabulary of {rows} is smaller than the tokenizer's {len(tokenizer)}"
+    # Some scale or cap the logits after the output layer, where we would not see it.
+    ids_BT = torch.zeros(1, 2, dtype=torch.long)
+    hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    if not torch.allclose(model.lm_head(hidden_BTD), model(input_ids=ids_BT, use_cache=False).logits,
+                          equal_nan=True):
+        return f"the logits of a {type(model).__name__} are not the output of its `lm_head`"
+    return None
 
 
 def eos_ids(model, tokenizer):
