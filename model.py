@@ -86,7 +86,7 @@ def _not_found(what, path, error):
     if not Path(path).exists() and not on_hub(str(path)):
         return (f"no {what} at {path}: there is no such directory, it is not in the cache of the model hub, "
                 "and the hub does not know it or cannot be reached")
-    return f"no {what} to be read at {path!r}: {' '.join(str(error).split())[:200] or type(error).__name__}"
+    return f"no {what} to be read at '{path}': {' '.join(str(error).split())[:200] or type(error).__name__}"
 
 
 def load(path, tokenizer, dtype=torch.float32, device="cpu"):

@@ -6,7 +6,6 @@ Run by itself, `python tests/test_families.py DIRECTORY` takes one GRPO step wit
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import (AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM,
+from transformers import (AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, GenerationConfig,
                           GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
                           Qwen2Config, Qwen2ForCausalLM)
 
@@ -25,7 +24,7 @@ import model as lms
 
 ROOT = Path(__file__).resolve().parent.parent
 QWEN = ROOT.parent / "shared" / "tokenizers" / "Qwen2.5-1.5B-Instruct"
-FAMILIES = ["llama", "llama-untied", "qwen", "qwen-untied"]
+FAMILIES = ["llama", "llama-untied", "qwen"]
 LLAMA_SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>",
                  "<|eot_id|>"]
 LLAMA_TEMPLATE = """\
@@ -61,10 +60,9 @@ def build(family, path):
     """A checkpoint of random weights as transformers writes it, in several shards, with a generation_config that
     would change every sample if it leaked."""
     torch.manual_seed(0)
-    untied = family.endswith("untied")
     shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                 tie_word_embeddings=not untied, initializer_range=0.2)
-    if family.startswith("qwen"):
+                 tie_word_embeddings=family != "llama-untied", initializer_range=0.2)
+    if family == "qwen":
         tokenizer = AutoTokenizer.from_pretrained(QWEN)
         config = Qwen2Config(**json.loads((QWEN / "config.json").read_text()) | shape | {
             "layer_types": None, "max_window_layers": 2})
@@ -79,9 +77,13 @@ def build(family, path):
         model, eos = LlamaForCausalLM(config), [257, 260, 261]
     model.generation_config = GenerationConfig(do_sample=True, temperature=0.1, top_k=1, top_p=0.5,
                                                repetition_penalty=5.0, eos_token_id=eos)
-    model.save_pretrained(path, max_shard_size="8MB" if family.startswith("qwen") else "30KB")
+    model.save_pretrained(path, max_shard_size="8MB" if family == "qwen" else "30KB")
     tokenizer.save_pretrained(path)
     assert len(list(Path(path).glob("*.safetensors"))) > 1
+    if family == "llama":
+        # transformers loads this, and refuses to save it: a run must not end there.
+        file = Path(path) / "generation_config.json"
+        file.write_text(file.read_text().replace('"do_sample": true', '"do_sample": false'))
 
 
 def train(directory):
@@ -93,7 +95,7 @@ def train(directory):
         tokenizer = lms.load_tokenizer(path)
         lm = lms.load(path, tokenizer)
         prompts = [lms.encode_chat(tokenizer, MESSAGES), lms.encode_chat(tokenizer, MESSAGES[1:])]
-        groups = lms.sample(lm, prompts, 4, (0,), 1.0, 12, rows=8)
+        groups = lms.sample(lm, prompts, 4, (0,), 1.0, 8, rows=8)
         settings = SimpleNamespace(learning_rate=1e-3, dtype="fp32", max_grad_norm=1.0, epsilon=0.2, micro_batch=4,
                                    inner_updates=1, gradient_checkpointing=False)
         trainer = grpo.Trainer(lms.load(path, tokenizer).model, settings)
@@ -101,7 +103,7 @@ def train(directory):
         trainer.copy_to(lm.model)
         trainer.save(path / "trained", lm)
         with torch.no_grad():
-            torch.save({"metrics": metrics, "logits": lm.model(torch.tensor(prompts[:1])).logits}, path / "result.pt")
+            torch.save({"metrics": metrics, "logits": lm.model(torch.tensor(prompts[:1])).logits[:, -4:]}, path / "result.pt")
 
 
 @pytest.fixture(scope="module")
@@ -154,20 +156,20 @@ def test_every_eos_id_is_known(path, lm):
 def generate(lm, prompts, **settings):
     """transformers' own greedy completions."""
     return [lm.model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False,
-                              max_new_tokens=24, eos_token_id=list(lm.eos), pad_token_id=0,
+                              max_new_tokens=12, eos_token_id=list(lm.eos), pad_token_id=0,
                               **settings)[0, len(ids):].tolist() for ids in prompts]
 
 
 def test_greedy_equals_generate_and_generation_config_does_not_leak(lm):
-    prompts = [lms.encode_chat(lm.tokenizer, MESSAGES[:k]) for k in (1, 2)] + [lms.encode_chat(lm.tokenizer, MESSAGES[1:])]
-    ours = [rollout.ids for rollout, in lms.sample(lm, prompts, 1, (), 0, 24, rows=3)]
+    prompts = [lms.encode_chat(lm.tokenizer, messages) for messages in (MESSAGES, MESSAGES[1:])]
+    ours = [rollout.ids for rollout, in lms.sample(lm, prompts, 1, (), 0, 12, rows=2)]
     assert ours == generate(lm, prompts, repetition_penalty=1.0)
     assert ours != generate(lm, prompts), "a leak of generation_config would not show here"
 
 
 def test_sampler_and_scorer_agree(lm):
     prompts = [lms.encode_chat(lm.tokenizer, MESSAGES), lms.encode_chat(lm.tokenizer, MESSAGES[1:])]
-    rollouts = [r for group in lms.sample(lm, prompts, 4, (1,), 1.0, 24, 8) for r in group]
+    rollouts = [r for group in lms.sample(lm, prompts, 4, (1,), 1.0, 12, 8) for r in group]
     logp_BC, _, _ = lms.token_logprobs(lm.model, *lms.pad_rollouts(rollouts, "cpu"))
     for b, rollout in enumerate(rollouts):
         torch.testing.assert_close(logp_BC[b, :len(rollout.ids)], torch.tensor(rollout.logps), atol=1e-4, rtol=0)
@@ -185,33 +187,23 @@ def test_a_saved_checkpoint_is_what_transformers_writes(path, lm, tmp_path):
     result = torch.load(path / "result.pt")
     prompt = torch.tensor([lms.encode_chat(lm.tokenizer, MESSAGES)])
     with torch.no_grad():
-        torch.testing.assert_close(saved(prompt).logits, result["logits"])
-        assert not torch.allclose(lm.model(prompt).logits, result["logits"], atol=1e-4), "the step moved nothing"
+        torch.testing.assert_close(saved(prompt).logits[:, -4:], result["logits"])
+        moved = (lm.model(prompt).logits[:, -4:] - result["logits"]).abs().max()
+        assert moved > 1e-3
     with safe_open(path / "trained" / "model.safetensors", "pt") as file:
         names = set(file.keys())
         assert {file.get_tensor(name).dtype for name in names} == {torch.float32}
-    assert ("lm_head.weight" in names) is path.name.endswith("untied") and "model.embed_tokens.weight" in names
-    saved.generation_config = lm.model.generation_config
+    assert ("lm_head.weight" in names) is (path.name == "llama-untied") and "model.embed_tokens.weight" in names
+    saved.generation_config = GenerationConfig()
     saved.save_pretrained(tmp_path)
-    for file in ("config.json", "generation_config.json"):
-        assert json.loads((path / "trained" / file).read_text()) == json.loads((tmp_path / file).read_text())
+    for file, reference in (("config.json", tmp_path), ("generation_config.json", path)):
+        assert json.loads((path / "trained" / file).read_text()) == json.loads((reference / file).read_text())
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert set(file.keys()) == names
     tokenizer = lms.load_tokenizer(path / "trained")
     assert lms.encode_chat(tokenizer, MESSAGES) == prompt[0].tolist()
     assert tokenizer.chat_template == lm.tokenizer.chat_template and (path / "trained" / "chat_template.jinja").exists()
     assert lms.load(path / "trained", tokenizer).eos == lm.eos
-
-
-def test_settings_that_transformers_would_not_save_do_not_stop_a_run(tmp_path):
-    """A generation_config with sampling settings but do_sample false loads, and must save."""
-    import tiny
-    lm = lms.load(tiny.PATH, lms.load_tokenizer(tiny.PATH))
-    lm.model.generation_config.update(do_sample=False, temperature=0.1)
-    with pytest.raises(ValueError):
-        lm.model.generation_config.save_pretrained(tmp_path)
-    lm.model.generation_config.to_json_file(tmp_path / "generation_config.json")
-    assert json.loads((tmp_path / "generation_config.json").read_text())["temperature"] == 0.1
 
 
 # ---------------------------------------------------------------------------------------------
@@ -251,16 +243,12 @@ def test_a_directory_with_parts_missing_is_refused(llama):
 
 
 def test_weights_that_transformers_would_make_up_are_refused(llama):
-    index = json.loads((llama / "model.safetensors.index.json").read_text())
-    index["weight_map"].pop("model.norm.weight")
-    (llama / "model.safetensors.index.json").write_text(json.dumps(index))
-    state = LlamaForCausalLM.from_pretrained(llama).state_dict()
-    shutil.rmtree(llama)
-    build("llama", llama)
+    model = LlamaForCausalLM.from_pretrained(llama)
     for file in llama.glob("model*"):
         file.unlink()
-    model = LlamaForCausalLM(LlamaConfig.from_pretrained(llama))
-    model.save_pretrained(llama, state_dict={k: v for k, v in state.items() if "layers.1.mlp" not in k})
+    model.generation_config = GenerationConfig()
+    model.save_pretrained(llama, state_dict={name: weight for name, weight in model.state_dict().items()
+                                             if "layers.1.mlp" not in name})
     assert "lack the weights model.layers.1.mlp" in refusal(llama)
 
 
@@ -287,16 +275,17 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(llama):
     assert "vocabulary of 262 is smaller than the tokenizer's 263" in refusal(llama)
 
 
+SMALL = dict(vocab_size=262, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32)
+
+
 @pytest.mark.parametrize("model, reason", [
-    (lambda vocab: GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=vocab, hidden_size=32, num_hidden_layers=1,
-                                                    num_attention_heads=4, intermediate_size=32)), "`lm_head`"),
-    (lambda vocab: GraniteForCausalLM(GraniteConfig(vocab_size=vocab, hidden_size=32, num_hidden_layers=1,
-                                                    num_attention_heads=4, num_key_value_heads=4, intermediate_size=32,
-                                                    logits_scaling=8.0)), "not the output of its `lm_head`")])
+    (lambda: BertLMHeadModel(BertConfig(**SMALL, is_decoder=True)), "a BertLMHeadModel does not have its layers in"),
+    (lambda: GraniteForCausalLM(GraniteConfig(**SMALL, num_key_value_heads=4, logits_scaling=8.0)),
+     "the logits of a GraniteForCausalLM are not the output of its `lm_head`")])
 def test_another_kind_of_model_is_refused(llama, model, reason):
     for file in [*llama.glob("model*"), llama / "config.json"]:
         file.unlink()
-    model(262).save_pretrained(llama)
+    model().save_pretrained(llama)
     assert reason in refusal(llama)
 
 
