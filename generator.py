@@ -122,7 +122,7 @@ def curriculum_reward(draft, difficulty, semantic):
 def reward(draft, difficulty, semantic):
     """Reward parts of one completion, each in 0..1; the total is the sum (weights 1, 1, 1).
 
-    A placeholder question gets 0 in all three; without a question block the other parts still count.
+    A placeholder question gets 0 in all three; without a question block the other parts count.
 
     Args:
         draft: from `read`.

@@ -56,7 +56,8 @@ class Rollout:
 
 
 def load_tokenizer(path):
-    """Tokenizer with a chat template, from a directory or a hub name. ValueError says what is missing."""
+    """Tokenizer with a chat template, from a directory or a hub name. ValueError says what is
+    missing."""
     transformers.logging.set_verbosity_error()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **source(path))
@@ -68,7 +69,7 @@ def load_tokenizer(path):
 
 
 def source(path):
-    """from_pretrained's arguments that say where it may look, and that no code is run from there."""
+    """from_pretrained's arguments: where it may look, and that no code is run from there."""
     return {"local_files_only": Path(path).is_dir() or not on_hub(str(path)), "trust_remote_code": False}
 
 
@@ -84,9 +85,10 @@ def on_hub(name):
 
 def _not_found(what, path, error):
     if not Path(path).exists() and not on_hub(str(path)):
-        return (f"no {what} at {path}: there is no such directory, it is not in the cache of the model hub, "
-                "and the hub does not know it or cannot be reached")
-    return f"no {what} to be read at '{path}': {' '.join(str(error).split())[:200] or type(error).__name__}"
+        return (f"no {what} at {path}: there is no such directory, it is not in the cache of the "
+                "model hub, and the hub does not know it or cannot be reached")
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"no {what} to be read at '{path}': {reason}"
 
 
 def load(path, tokenizer, dtype=torch.float32, device="cpu"):
@@ -96,8 +98,8 @@ def load(path, tokenizer, dtype=torch.float32, device="cpu"):
     """
     transformers.logging.disable_progress_bar()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True,
-                                                           output_loading_info=True, **source(path))
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, output_loading_info=True, **source(path))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(_not_found("model", path, error)) from None
     problem = model_problem(model, tokenizer, info["missing_keys"])
@@ -117,9 +119,9 @@ def model_problem(model, tokenizer, missing):
         return f"its files lack the weights {', '.join(sorted(missing)[:3])}"
     if model.base_model is model or not hasattr(model, "lm_head"):
         return f"a {type(model).__name__} does not have its layers in `base_model` and `lm_head`"
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        return f"its vocabulary of {rows} is smaller than the tokenizer's {len(tokenizer)}"
+    rows, tokens = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    if tokens > rows:
+        return f"its vocabulary of {rows} is smaller than the tokenizer's {tokens}"
     # Some scale or cap the logits after the output layer, where we would not see it.
     ids_BT = torch.zeros(1, 2, dtype=torch.long)
     hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state

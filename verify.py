@@ -183,7 +183,7 @@ def normalise_call(element):
 
 
 def _unwrap(element):
-    """The object inside {"function": {...}}; one with a name of its own as it is; None for others."""
+    """The object inside {"function": {...}}, one with a name of its own as it is, else None."""
     if not isinstance(element, dict):
         return None
     named, inner = "name" in element or "tool_name" in element, element.get("function")
@@ -377,10 +377,12 @@ def grounded(calls, question):
     """
     if len(question) > MAX_QUESTION or len(calls) > MAX_ITEMS:
         return False
-    values = [[leaf for value in call["arguments"].values() for leaf in _leaves(value)] for call in calls]
-    if any(len(leaves) > MAX_ITEMS for leaves in values):
-        return False
-    values = [leaf for leaves in values for leaf in leaves]
+    values = []
+    for call in calls:
+        leaves = [leaf for value in call["arguments"].values() for leaf in _leaves(value)]
+        if len(leaves) > MAX_ITEMS:
+            return False
+        values += leaves
     if sum(len(leaf) for leaf in values if isinstance(leaf, str)) > MAX_QUESTION:
         return False
     text = normalise_text(question)
@@ -388,9 +390,11 @@ def grounded(calls, question):
 
 
 def _leaves(value):
-    """What stands in nested lists and dicts; an empty one is a leaf itself, and is never grounded."""
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [leaf for child in children for leaf in _leaves(child)] if children else [value]
+    """What stands in nested lists and dicts; an empty one is a leaf, and is never grounded."""
+    if not value or not isinstance(value, (list, dict)):
+        return [value]
+    children = value.values() if isinstance(value, dict) else value
+    return [leaf for child in children for leaf in _leaves(child)]
 
 
 def _stands_in(value, text):
