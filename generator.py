@@ -90,7 +90,7 @@ class Draft(NamedTuple):
     """A Generator completion as read: what is missing or does not parse is None."""
 
     tags: bool                # all four blocks are there and not empty
-    question: str
+    question: str | None
     tools: list | None
     calls: list | None        # the well-formed gold calls; None without any
     malformed: int            # ill-formed elements of the gold list
@@ -114,7 +114,7 @@ def read(text, menu=None):
     tools = read_tools(blocks["available_tools"] or "")
     if menu is not None and tools and Counter(map(canonical, tools)) != Counter(map(canonical, menu)):
         tools = None
-    return Draft(all(blocks.values()), blocks["question"] or "", tools,
+    return Draft(all(blocks.values()), blocks["question"], tools,
                  calls.calls if calls and calls.calls else None, calls.malformed if calls else 0)
 
 
@@ -135,7 +135,7 @@ def validity_reward(draft, grounding=True):
     known = all(call["name"] in menu for call in draft.calls)
     required = all(required_given(call, menu) for call in draft.calls)
     return 0.4 * known + 0.4 * required + 0.2 * (
-        not grounding or grounded(draft.calls, draft.question))
+        not grounding or grounded(draft.calls, draft.question or ""))
 
 
 def curriculum_reward(draft, difficulty, semantic):
@@ -150,7 +150,7 @@ def curriculum_reward(draft, difficulty, semantic):
 def reward(draft, difficulty, semantic, grounding=True):
     """Reward parts of one completion, each in 0..1; the total is the sum (weights 1, 1, 1).
 
-    A placeholder question gets 0 in all three.
+    A placeholder question gets 0 in all three; without a question block the other parts count.
 
     Args:
         draft: from `read`.
@@ -158,7 +158,7 @@ def reward(draft, difficulty, semantic, grounding=True):
         semantic: r_sem, the judge's score; None leaves it out.
         grounding: whether r_valid asks for grounded values.
     """
-    if is_placeholder(draft.question):
+    if draft.question is not None and is_placeholder(draft.question):
         return {"format": 0.0, "validity": 0.0, "curriculum": 0.0}
     return {"format": format_reward(draft), "validity": validity_reward(draft, grounding),
             "curriculum": curriculum_reward(draft, difficulty, semantic)}

@@ -16,6 +16,7 @@ so neither the number of micro-batches nor that of ranks changes the gradient.
 
 Not here, on purpose: a KL term (beta is 0), a value model, a reference model.
 """
+import copy
 import itertools
 import json
 import logging
@@ -337,9 +338,11 @@ class Trainer:
             path, part = Path(path), Path(f"{path}.part")
             part.mkdir(parents=True, exist_ok=True)
             write_tensors(part / "model.safetensors", masters, {"format": "pt"})
-            settings = lm.model.config.to_dict() | {"dtype": "float32"}
-            (part / "config.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
-            lm.model.generation_config.save_pretrained(part)
+            # As transformers writes them; its save_pretrained would refuse some that it has loaded.
+            settings = copy.deepcopy(lm.model.config)
+            settings.dtype, settings.architectures = torch.float32, [type(lm.model).__name__]
+            settings.to_json_file(part / "config.json")
+            lm.model.generation_config.to_json_file(part / "generation_config.json")
             lm.tokenizer.save_pretrained(part)
             shutil.rmtree(path, ignore_errors=True)     # from a phase that was cut off just after
             part.rename(path)

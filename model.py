@@ -15,6 +15,7 @@ Its keys and values are made once, and every completion attends to them and to i
                 newest tokens (B, 1) --step--> the next ones; own keys and values (B, S)
     training    prompt 0 | completion | completion | prompt 1 | completion | ...       `Packed`
 """
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
@@ -64,12 +65,13 @@ class Rollout:
 
 
 def load_tokenizer(path):
-    """Tokenizer with a chat template. ValueError says what is missing."""
+    """Tokenizer with a chat template, from a directory or a hub name. ValueError says what is
+    missing."""
     transformers.logging.set_verbosity_error()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, **source(path))
     except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer at {path}: {str(error).splitlines()[0]}") from None
+        raise ValueError(_not_found("tokenizer", path, error)) from None
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {path} has no chat template: use an instruction-tuned model")
     return tokenizer
@@ -77,6 +79,29 @@ def load_tokenizer(path):
 
 class BadCheckpoint(ValueError):
     """A checkpoint that cannot be read, named in one line."""
+
+
+def source(path):
+    """from_pretrained's arguments: where it may look, and that no code is run from there."""
+    return {"local_files_only": Path(path).is_dir() or not on_hub(str(path)), "trust_remote_code": False}
+
+
+@functools.cache
+def on_hub(name):
+    """Does the model hub answer and have this model? One question with a time limit: transformers
+    itself asks again and again for most of a minute when there is no network."""
+    try:
+        return HfApi().model_info(name, timeout=10) is not None
+    except Exception:      # whatever its client raises: then the files on this machine decide
+        return False
+
+
+def _not_found(what, path, error):
+    if not Path(path).exists() and not on_hub(str(path)):
+        return (f"no {what} at {path}: there is no such directory, it is not in the cache of the "
+                "model hub, and the hub does not know it or cannot be reached")
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"no {what} to be read at '{path}': {reason}"
 
 
 def checkpoint_files(path):
@@ -87,10 +112,10 @@ def checkpoint_files(path):
     folder = Path(path)
     if not folder.is_dir():
         try:
-            folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
+            folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"],
+                                            local_files_only=not on_hub(str(path))))
         except (OSError, ValueError) as error:
-            raise BadCheckpoint(f"{path} is neither a directory nor a model that the hub gives: "
-                             f"{str(error).splitlines()[0]}") from None
+            raise BadCheckpoint(_not_found("model", path, error)) from None
     index = folder / "model.safetensors.index.json"
     names = (set(json.loads(index.read_text())["weight_map"].values()) if index.exists()
              else ["model.safetensors"])
@@ -121,7 +146,11 @@ def fill(model, weights):
     missing = dict(model.named_parameters())
     for name, weight in weights:
         if name in missing:        # a tied output layer may be stored too
-            missing.pop(name).copy_(weight)
+            param = missing.pop(name)
+            if param.shape != weight.shape:
+                raise BadCheckpoint(f"a checkpoint's {name} has the shape {tuple(weight.shape)}, not "
+                                    f"{tuple(param.shape)}")
+            param.copy_(weight)
     if missing:
         raise BadCheckpoint(f"a checkpoint lacks the weights {', '.join(list(missing)[:3])}")
 
@@ -129,19 +158,43 @@ def fill(model, weights):
 def build(path, dtype=torch.float32, device="cpu"):
     """The architecture of a checkpoint with random weights, made where it is to stay."""
     folder = checkpoint_files(path)[0]
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype,
-                                                 attn_implementation="grouped")
-    if (folder / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, **source(folder))
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="grouped")
+        if (folder / "generation_config.json").exists():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(_not_found("model", path, error)) from None
     return model.eval()
 
 
 def load(path, tokenizer, dtype=torch.float32, device="cpu"):
-    """LM from a directory or a hub name, in evaluation mode."""
+    """LM from a directory or a hub name, in evaluation mode. BadCheckpoint says what is wrong with
+    it."""
     model = build(path, dtype, device)
     fill(model, read_weights(path))
+    problem = model_problem(model, tokenizer)
+    if problem:
+        raise BadCheckpoint(f"the model at {path} cannot be used: {problem}")
     return LM(model, tokenizer, eos_ids(model, tokenizer))
+
+
+@torch.no_grad()
+def model_problem(model, tokenizer):
+    """Why a loaded model is not one that this file can sample and score, or None."""
+    if model.base_model is model or not hasattr(model, "lm_head"):
+        return f"a {type(model).__name__} does not have its layers in `base_model` and `lm_head`"
+    rows, tokens = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    if tokens > rows:
+        return f"its vocabulary of {rows} is smaller than the tokenizer's {tokens}"
+    # Some scale or cap the logits after the output layer, where we would not see it.
+    ids_BT = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    if not torch.allclose(model.lm_head(hidden_BTD), model(input_ids=ids_BT, use_cache=False).logits,
+                          equal_nan=True):
+        return f"the logits of a {type(model).__name__} are not the output of its `lm_head`"
+    return None
 
 
 def eos_ids(model, tokenizer):

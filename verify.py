@@ -19,7 +19,9 @@ from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from typing import NamedTuple
 
-MAX_DEPTH = 32           # nesting of JSON that we are willing to read
+MAX_DEPTH = 16           # nesting of JSON that we are willing to read
+MAX_BRACKETS = 10_000    # opening ones in JSON; a menu of 64 tools with 64 parameters has 4,225
+MAX_DIGITS = 4_300       # of an integer: conversion is quadratic
 MAX_QUESTION = 20_000    # characters: unicodedata.normalize is quadratic on combining marks
 MAX_ITEMS = 64           # calls in an answer, tools in a menu, arguments in a call
 
@@ -76,26 +78,41 @@ def strip_fence(text):
     '[1]'
     """
     if text.startswith("```") and text.endswith("```") and len(text) >= 6:
-        first_line, _, rest = text[3:-3].partition("\n")
-        text = rest if re.fullmatch(r"\w*\s*", first_line) else text[3:-3]
+        first_line, newline, rest = text[3:-3].partition("\n")
+        text = rest if newline and re.fullmatch(r"\w*\s*", first_line) else text[3:-3]
     return text.strip()
 
 
 def load_json(text):
     """Strict JSON, as json.loads, but every fault is a ValueError.
 
-    Refused beside bad syntax: NaN and Infinity (also as 1e999), nesting deeper than MAX_DEPTH, and
-    lone surrogates, which no tokenizer can encode.
+    Refused beside bad syntax: NaN and Infinity (also as 1e999), integers of more than MAX_DIGITS
+    digits, nesting deeper than MAX_DEPTH, more than MAX_BRACKETS opening brackets, and lone
+    surrogates, which no tokenizer can encode. Of equal keys the last counts.
     """
-    try:
-        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if text.count("[") + text.count("{") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
-        raise ValueError("nested too deeply")
+    text.encode()                                          # UnicodeEncodeError is a ValueError
+    opening = text.count("[") + text.count("{")
+    if opening > MAX_BRACKETS or opening > MAX_DEPTH and _nests_deeper(text, MAX_DEPTH):
+        raise ValueError("nested too deeply, or too many brackets")
+    value = _DECODER.decode(text)
     if "\\u" in text:
-        json.dumps(value, ensure_ascii=False).encode()     # UnicodeEncodeError is a ValueError
+        json.dumps(value, ensure_ascii=False).encode()     # an escape may hold half a pair
     return value
+
+
+def _nests_deeper(text, limit):
+    """True if brackets nest deeper than `limit` or do not pair; before parsing, in linear time.
+
+    Each pass takes the innermost pairs away.
+    """
+    outside_strings = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+    brackets = outside_strings.encode().translate(bytes.maketrans(b"{}", b"[]"), _NO_BRACKETS)
+    for _ in range(limit):
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
+
+
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def _refuse(constant):
@@ -109,16 +126,14 @@ def _finite(digits):
     return number
 
 
-def _deeper_than(value, limit):
-    """True if containers nest deeper than `limit`; iterative, so that depth cannot hurt it."""
-    level = [value]
-    for _ in range(limit):
-        level = [child for node in level for child in _children(node)]
-    return any(isinstance(node, (list, dict)) for node in level)
+def _integer(digits):
+    # Conversion is quadratic, and Python's own limit can be switched off.
+    if len(digits) > MAX_DIGITS:
+        raise ValueError("too many digits")
+    return int(digits)
 
 
-def _children(node):
-    return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, parse_int=_integer)
 
 
 def read_calls(text):
@@ -150,9 +165,8 @@ def normalise_call(element):
     >>> normalise_call({"tool_name": "f", "x": 1})
     {'name': 'f', 'arguments': {'x': 1}}
     """
-    if isinstance(element, dict) and isinstance(element.get("function"), dict):
-        element = element["function"]
-    if not isinstance(element, dict):
+    element = _unwrap(element)
+    if element is None:
         return None
     key = "name" if "name" in element else "tool_name"
     name = element.get(key)
@@ -168,6 +182,14 @@ def normalise_call(element):
     else:
         arguments = {k: v for k, v in element.items() if k != key}
     return {"name": name.strip(), "arguments": arguments} if isinstance(arguments, dict) else None
+
+
+def _unwrap(element):
+    """The object inside {"function": {...}}, one with a name of its own as it is, else None."""
+    if not isinstance(element, dict):
+        return None
+    named, inner = "name" in element or "tool_name" in element, element.get("function")
+    return inner if isinstance(inner, dict) and not named else element
 
 
 def read_tools(text):
@@ -186,32 +208,39 @@ def normalise_tool(element):
     """One tool with parameters as {p: {type, ...}} and `required` at tool level, or None.
 
     Parameters may be given flat or as a JSON schema with `properties`; `required` may stand at tool
-    level or inside the parameters.
+    level, inside the parameters, or in both places. A parameter without a schema object is no
+    parameter, and the tool is refused.
 
     >>> normalise_tool({"name": "f", "parameters": {"properties": {"x": {"type": "integer"}},
     ...                 "required": ["x"]}})["required"]
     ['x']
     """
-    if isinstance(element, dict) and isinstance(element.get("function"), dict):
-        element = element["function"]
-    if not isinstance(element, dict):
+    element = _unwrap(element)
+    if element is None:
         return None
     name, parameters = element.get("name"), element.get("parameters", {})
     if not isinstance(name, str) or not name.strip() or not isinstance(parameters, dict):
         return None
-    required = element.get("required")
+    required = _names(element.get("required"))
     if isinstance(parameters.get("required"), list):
-        required = required or parameters["required"]
+        required += _names(parameters["required"])
         parameters = {p: schema for p, schema in parameters.items() if p != "required"}
     properties = parameters.get("properties")
-    if isinstance(properties, dict) and all(isinstance(s, dict) for s in properties.values()):
+    if isinstance(properties, dict) and _all_dicts(properties):
         parameters = properties
+    if not _all_dicts(parameters):
+        return None
     description = element.get("description")
-    return {"name": name.strip(),
-            "description": description if isinstance(description, str) else "",
-            "parameters": {p: s if isinstance(s, dict) else {} for p, s in parameters.items()},
-            "required": [p for p in required if isinstance(p, str)]
-                        if isinstance(required, list) else []}
+    return {"name": name.strip(), "description": description if isinstance(description, str) else "",
+            "parameters": parameters, "required": list(dict.fromkeys(required))}
+
+
+def _names(value):
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+
+def _all_dicts(schemas):
+    return all(isinstance(schema, dict) for schema in schemas.values())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -249,18 +278,23 @@ def canonical(value):
 
 
 def values_equal(a, b):
-    """METHOD's one value equality: see `canonical`."""
+    """The one value equality: see `canonical`."""
+    if isinstance(a, (list, dict)) != isinstance(b, (list, dict)):
+        return False               # spares the matching of many calls a walk through large values
     return canonical(a) == canonical(b)
 
 
 def calls_equal(predicted, gold):
-    """Do two lists of calls match one to one, in any order?
+    """Do two lists of calls match one to one, in any order? Never with more than MAX_ITEMS calls:
+    numbers whose hashes collide would make the comparison quadratic.
 
     >>> f, g = {"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}
     >>> calls_equal([f, g], [g, f]), calls_equal([f, f], [f])
     (True, False)
     """
-    return Counter(map(canonical_call, predicted)) == Counter(map(canonical_call, gold))
+    predicted, gold = list(predicted), list(gold)
+    return (len(predicted) == len(gold) <= MAX_ITEMS
+            and Counter(map(canonical_call, predicted)) == Counter(map(canonical_call, gold)))
 
 
 def canonical_call(call):
@@ -394,46 +428,63 @@ def grounded(calls, question):
     """Does every argument value stand literally in the question, at word boundaries?
 
     0..19 and the tens match as digits and as words, either way; integers from 1000 also with
-    thousands commas; booleans and nulls are skipped; a value without a word character fails.
+    thousands commas; booleans and nulls are skipped; a value without a word character fails; of
+    lists and dicts every value inside must stand there. The work is bounded: False for more than
+    MAX_ITEMS calls or values in a call, and for a question or values (together) of more than
+    MAX_QUESTION characters.
 
     >>> grounded([{"name": "f", "arguments": {"n": 5, "city": "Oslo"}}], "Five nights in OSLO!")
     True
     """
-    if (len(question) > MAX_QUESTION or len(calls) > MAX_ITEMS
-            or any(len(call["arguments"]) > MAX_ITEMS for call in calls)):
+    if len(question) > MAX_QUESTION or len(calls) > MAX_ITEMS:
+        return False
+    values = []
+    for call in calls:
+        leaves = [leaf for value in call["arguments"].values() for leaf in _leaves(value)]
+        if len(leaves) > MAX_ITEMS:
+            return False
+        values += leaves
+    if sum(len(leaf) for leaf in values if isinstance(leaf, str)) > MAX_QUESTION:
         return False
     text = normalise_text(question)
-    return all(_stands_in(value, text) for call in calls for value in call["arguments"].values())
+    return all(_stands_in(leaf, text) for leaf in values)
+
+
+def _leaves(value):
+    """What stands in nested lists and dicts; an empty one is a leaf, and is never grounded."""
+    if not value or not isinstance(value, (list, dict)):
+        return [value]
+    children = value.values() if isinstance(value, dict) else value
+    return [leaf for child in children for leaf in _leaves(child)]
 
 
 def _stands_in(value, text):
     if isinstance(value, bool) or value is None:
         return True
-    if isinstance(value, (list, dict)):
-        return all(_stands_in(child, text) for child in _children(value))
-    if isinstance(value, str) and len(value) > MAX_QUESTION:
-        return False
     forms = {normalise_text(str(value)).strip()}
     if isinstance(value, float) and value.is_integer():
-        forms.add(normalise_text(str(int(value))).strip())
+        forms.add(str(int(abs(value))))
     for form in tuple(forms):
         forms.add(_WORD_OF.get(form, form))
         forms.add(_DIGITS_OF.get(form, form))
-        if form.isdigit() and len(form) >= 4:
-            forms.add(normalise_text(f"{int(form):,}").strip() if len(form) < 20 else form)
+        if re.fullmatch(r"[1-9]\d{3,17}", form, re.ASCII):
+            forms.add(f"{int(form):,}".replace(",", " "))
     return "" not in forms and any(f" {form} " in text for form in forms)
 
 
 _STOCK = re.compile(r"\b(capital of|define|explain|summari[sz]e|poem|joke)\b", re.IGNORECASE)
-_WH_IS = re.compile(r"\s*(what|who|when|where)( is|'s)\b", re.IGNORECASE)
-_CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+_WH_IS = re.compile(r"\s*(what|who|when|where)(\s+is|['\u2019]s)\b", re.IGNORECASE)
+_CJK = re.compile("[\u1100-\u11ff\u3040-\u30ff\u3100-\u312f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+                  "\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]")
+_ECHOES = ("what the user says, with every argument value",      # the Generator's prompt
+           "the user's question", "your question here", "question text")
 
 
 def is_placeholder(question):
     """Is the question an echo of the prompt, or under 8 characters?"""
     text = question.strip().lower()
-    return len(text) < 8 or text.startswith(("...", "<", "[", "{")) or any(
-        echo in text for echo in ("the user's question", "your question here", "question text"))
+    return (len(text) < 8 or text.startswith(("...", "<", "[", "{"))
+            or any(echo in text for echo in _ECHOES))
 
 
 def question_problem(question, calls):

@@ -89,7 +89,7 @@ def gradients(model, logps):
 @pytest.mark.parametrize("part", [1, 3, 4])
 def test_a_prompt_shared_by_its_completions_has_the_plain_gradient(lm, prompts, part):
     """Groups of 4 whole, cut into 3 and 1, and in single completions."""
-    groups = lms.sample(lm, prompts[:3], 4, (2,), 1.5, 30, 12)
+    groups = lms.sample(lm, prompts[:3], 4, (2,), 1.5, 60, 12)
     rollouts = [r for group in groups for r in group]
     assert len({len(r.ids) for r in rollouts}) >= 3
     parts = [group[i:i + part] for group in groups for i in range(0, 4, part)]

@@ -4,11 +4,15 @@ import json
 import pytest
 from hypothesis import given, strategies as st
 
+import generator
+import solver
 import verify
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda children: st.lists(children, max_size=3)
+    | st.dictionaries(st.text(), children, max_size=3),
     max_leaves=8)
 
 
@@ -39,9 +43,62 @@ def test_equality(a, b, equal):
 
 @pytest.mark.parametrize("text", [
     "[" * 100_000, '{"a": ' * 50 + "1" + "}" * 50, "[NaN]", "[1e999]", "[" + "9" * 5000 + "]",
-    '["\\ud800"]', "nope", ""])
+    '["\\ud800"]', '["\ud800"]', '[{"name": "f", "x": "\\udc00\\ud800"}]', "[" * 17 + "]" * 17, "["
+    + "[]," * 10_000 + "[]]",
+    "[-" + "9" * 4300 + "]", "\ufeff[]", "nope", ""])
 def test_hostile_json_is_no_list_of_calls(text):
     assert verify.read_calls(text) is None
+
+
+@pytest.mark.parametrize("text", ["[" * 16 + "]" * 16, '["' + "[" * 99 + '"]',
+                                  r'["\\\"[[[[[[[[[[[[[[[[[[", "\\"]',
+                                  "[" + "9" * 4300 + "]", '["\\ud83d\\ude00"]',
+                                  '[{"a": 1, "a": 2}]'])
+def test_unusual_json_is_read(text):
+    assert verify.read_calls(text) is not None
+
+
+ONE, TWO = ('[{"name": "f", "arguments": {"x": %d}}]' % x for x in (1, 2))
+
+
+@pytest.mark.parametrize("text, x", [
+    ("<{0}>" + ONE + "</{0}> or rather <{0}>" + TWO + "</{0}>",
+     2),                        # the last block counts
+    (solver.SYSTEM + "<{0}>" + TWO + "</{0}>", 2), ("<{0}>" + TWO + "</{0}>" + solver.SYSTEM, None),
+    ("<think>as in <{0}>" + ONE + "</{0}></think><{0}>" + TWO + "</{0}>", 2),
+    ("<think>as in <{0}>" + ONE + "</{0}></think>", 1), ("<think><{0}>" + ONE + "</{0}>", 1),
+    ("<{0}>" + ONE + "</{0}> <{0}>" + TWO, 1),
+    ("<{0}>" + ONE + "</{0}></{0}>", 1),           # closed blocks only
+    ("<{0}>" + ONE + "<{0}>" + TWO + "</{0}>", 2), ("</{0}><{0}>" + ONE, None),
+    ("<{0}>" + ONE + "</ {0}>", None),
+    ("<{0}>" + ONE + "</{0}><{0}></{0}>", None),
+    ("<{0}>" + ONE + "</{0}><{0}>nothing fits</{0}>", None),
+    ("<{0}>" + ONE.replace("1", '"<{0}>"') + "</{0}>",
+     None),                               # a tag inside a string is a tag
+    ("<{0}>```json\n" + ONE + "\n```</{0}>", 1), ("<{0}>```" + ONE + "```</{0}>", 1),
+    ("<{0}>Here:\n```json\n" + ONE + "\n```</{0}>", None)])
+def test_which_block_is_the_answer(text, x):
+    calls = solver.read(text.replace("{0}", "tool_call_answer"))
+    assert (calls and calls.calls[0]["arguments"]["x"]) == x
+
+
+def test_a_fence_on_one_line_keeps_its_word():
+    assert verify.strip_fence("```weather```") == "weather"
+    assert verify.strip_fence("```json\n```") == ""
+
+
+def test_the_prompt_handed_back_is_no_task():
+    draft = generator.read(generator.SYSTEM)
+    assert verify.is_placeholder(draft.question) and draft.tools is None and draft.calls is None
+    assert set(generator.reward(draft, 1.0, 1.0).values()) == {0.0}
+
+
+def test_a_missing_question_costs_its_own_part_only():
+    tools = json.dumps([tool()])
+    text = (f"<think>x</think><available_tools>{tools}</available_tools><tool_call_answer>"
+            '[{"name": "book_train", "arguments": {"city": "Oslo"}}]</tool_call_answer>')
+    assert generator.reward(generator.read(text), 0.0, 0.0) == pytest.approx(
+        {"format": 2 / 3, "validity": 0.8, "curriculum": 0.0})
 
 
 def test_repeated_calls_match_one_to_one():
@@ -55,6 +112,7 @@ def test_repeated_calls_match_one_to_one():
     ({"function": {"name": "f", "arguments": {"x": 1}}}, {"name": "f", "arguments": {"x": 1}}),
     ({"name": "f", "arguments": '{"x": 1}'}, {"name": "f", "arguments": {"x": 1}}),
     ({"name": "f", "x": 1}, {"name": "f", "arguments": {"x": 1}}),
+    ({"name": "f", "function": {"x": 1}}, {"name": "f", "arguments": {"function": {"x": 1}}}),
     ({"name": " ", "arguments": {}}, None), ({"name": "f", "arguments": [1]}, None), (7, None)])
 def test_spellings_of_a_call(element, call):
     assert verify.normalise_call(element) == call
@@ -64,9 +122,50 @@ def test_spellings_of_a_call(element, call):
     ("Oslo", "A flight to OSLO, please", True), ("Os", "A flight to Oslo", False),
     (12, "twelve nights", True), ("twenty", "20 nights", True), (1500, "for 1,500 euros", True),
     (15, "for 1,500 euros", False), (True, "whatever", True), (None, "whatever", True),
-    ("!!", "wow!!", False), ("2026-03-01", "on 2026-03-01.", True), (2.0, "2 of them", True)])
+    ("!!", "wow!!", False), ([], "none []", False), (["Oslo", {"n": 5}], "five in Oslo", True),
+    (["Oslo", 6], "5 in Oslo", False),
+    ("0123", "room 123", False), (12345678, "12,345,678 people", True), (10**400, "one", False),
+    (1e308, "one", False),
+    ("\u1369\u136a\u136b\u136c", "digits that int() refuses", False),
+    ("\ud800", "a \ud800", False), (-1500, "-1,500", True), ("2026-03-01", "on 2026-03-01.", True),
+    (2.0, "2 of them", True)])
 def test_grounding(value, question, grounded):
     assert verify.grounded([{"name": "f", "arguments": {"x": value}}], question) is grounded
+
+
+@pytest.mark.parametrize("element, parameters, required", [
+    ({"name": "f", "parameters": {"x": {"type": "integer"}, "required": ["x"]}},
+     {"x": {"type": "integer"}}, ["x"]),
+    ({"name": "f", "required": ["x"], "parameters": {"properties": {"x": {}, "y": {}},
+                                                     "required": ["y", "x"]}},
+     {"x": {}, "y": {}}, ["x", "y"]),
+    ({"name": "f", "required": True, "parameters": {"properties": {"x": {}}, "required": ["x"]}},
+     {"x": {}}, ["x"]),
+    ({"name": "f", "parameters": {"required": {"type": "boolean"}}},
+     {"required": {"type": "boolean"}}, []),
+    ({"type": "function", "function": {"name": "f", "parameters": {"x": {}}}}, {"x": {}}, []),
+    ({"name": "f"}, {}, [])])
+def test_spellings_of_a_tool(element, parameters, required):
+    tool = verify.normalise_tool(element)
+    assert (tool["parameters"], tool["required"]) == (parameters, required)
+
+
+@pytest.mark.parametrize("element", [7, {"name": " "}, {"name": "f", "parameters": None},
+                                     {"name": "f", "parameters": [1]},
+                                     {"name": "f", "parameters": {"x": "string"}}])
+def test_what_is_no_tool(element):
+    assert verify.read_tools(json.dumps([tool(),
+                                         element])) is None and verify.read_tools("[]") is None
+
+
+@pytest.mark.parametrize("question, problem", [
+    ("Where\u2019s the next train to Oslo?", "question_stock"),
+    ("Who  is driving the train to Oslo?", "question_stock"),
+    ("Please book a train \U00020000 to Oslo", "question_cjk"),
+    ("Please book a train \uff76 to Oslo", "question_cjk"),
+    ("a " * 10_001, "question_too_long"), ("Please book a train to Oslo.", None)])
+def test_question_problems(question, problem):
+    assert verify.question_problem(question, [{"name": "f", "arguments": {}}]) == problem
 
 
 def tool(**changes):
@@ -75,7 +174,8 @@ def tool(**changes):
 
 
 @pytest.mark.parametrize("tools, problem", [
-    ([tool()], None), ([tool(), tool()], "tool_names_repeat"), ([tool(name="tool")], "tool_name_generic"),
+    ([tool()], None), ([tool(), tool()], "tool_names_repeat"),
+    ([tool(name="tool")], "tool_name_generic"),
     ([tool(description="No.")], "tool_undescribed"),
     ([tool(parameters={"city": {"type": "array"}})], "type_not_primitive"),
     ([tool(required=["date"])], "required_undeclared")])
@@ -91,9 +191,3 @@ def test_tool_problems(tools, problem):
     ({"name": "book_train", "arguments": {"city": ["Oslo"]}}, "argument_not_flat")])
 def test_call_problems(call, problem):
     assert verify.call_problem([call], [tool()]) == problem
-
-
-def test_long_inputs_are_refused_quickly():
-    marks = "a\u0315\u0300" * 40_000
-    assert not verify.grounded([{"name": "f", "arguments": {"x": marks}}], "a question")
-    assert not verify.grounded([{"name": "f", "arguments": {"x": "a"}}], marks)

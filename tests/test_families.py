@@ -1,0 +1,321 @@
+"""The paper's model families at tiny width, with random weights: Qwen2.5 (its real tokenizer, where
+the development data is at hand) and Llama 3.2 (a tokenizer made here that behaves as its own does).
+
+Run by itself, `python tests/test_families.py DIR` takes a GRPO step with each model in a directory.
+"""
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import safe_open
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel,
+                          GenerationConfig,
+                          GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM,
+                          PreTrainedTokenizerFast,
+                          Qwen2Config, Qwen2ForCausalLM)
+
+import model as lms
+
+ROOT = Path(__file__).resolve().parent.parent
+QWEN = ROOT.parent / "shared" / "tokenizers" / "Qwen2.5-1.5B-Instruct"
+FAMILIES = ["llama", "llama-untied", "qwen"]
+LLAMA_SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>",
+                 "<|end_header_id|>", "<|eom_id|>",
+                 "<|eot_id|>"]
+LLAMA_TEMPLATE = """\
+{{- bos_token }}
+{%- if not date_string is defined %}{% set date_string = strftime_now("%d %b %Y") %}{% endif %}
+{%- if messages[0].role == "system" %}
+{%- set system, messages = messages[0].content | trim, messages[1:] %}
+{%- else %}{% set system = "" %}{% endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: " + date_string + "\\n\\n" }}
+{{- system + "<|eot_id|>" }}
+{%- for message in messages %}
+{{- "<|start_header_id|>" + message.role + "<|end_header_id|>\\n\\n" }}
+{{- message.content | trim + "<|eot_id|>" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- "<|start_header_id|>assistant<|end_header_id|>\\n\\n" }}
+{%- endif %}"""
+MESSAGES = [{"role": "system", "content": "Call tools."},
+            {"role": "user", "content": "Book 3 trains to Oslo."}]
+
+
+def llama_tokenizer():
+    """Bytes as tokens; like Llama 3's, it puts a BOS before any text, ends turns with <|eot_id|>,
+    and has no pad token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in LLAMA_SPECIAL])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(
+            Regex(r"\p{N}{1,3}| ?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", len(alphabet))])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|begin_of_text|>",
+                                   eos_token="<|eot_id|>",
+                                   chat_template=LLAMA_TEMPLATE)
+
+
+def build(family, path):
+    """A checkpoint of random weights as transformers writes it, in several shards, with a
+    generation_config that would change every sample if it leaked."""
+    torch.manual_seed(0)
+    shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                 num_key_value_heads=2,
+                 tie_word_embeddings=family != "llama-untied", initializer_range=0.2)
+    if family == "qwen":
+        tokenizer = AutoTokenizer.from_pretrained(QWEN)
+        config = Qwen2Config(**json.loads((QWEN / "config.json").read_text()) | shape | {
+            "layer_types": None, "max_window_layers": 2})
+        model, eos = Qwen2ForCausalLM(config), [151645, 151643]
+    else:
+        tokenizer = llama_tokenizer()
+        config = LlamaConfig(**shape, vocab_size=len(tokenizer), max_position_embeddings=4096,
+                             head_dim=8,
+                             rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0,
+                                              "factor": 32.0,
+                                              "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                              "original_max_position_embeddings": 64},
+                             bos_token_id=256, eos_token_id=[257, 260, 261])
+        model, eos = LlamaForCausalLM(config), [257, 260, 261]
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.1, top_k=1, top_p=0.5,
+                                               repetition_penalty=5.0, eos_token_id=eos)
+    model.save_pretrained(path, max_shard_size="8MB" if family == "qwen" else "30KB")
+    tokenizer.save_pretrained(path)
+    assert len(list(Path(path).glob("*.safetensors"))) > 1
+    if family == "llama":
+        # transformers loads this, and refuses to save it: a run must not end there.
+        file = Path(path) / "generation_config.json"
+        file.write_text(file.read_text().replace('"do_sample": true', '"do_sample": false'))
+
+
+def train(directory):
+    """Worker: one GRPO step from each checkpoint; the result is saved beside it."""
+    import grpo
+
+    grpo.init_distributed()
+    for path in sorted(Path(directory).iterdir()):
+        tokenizer = lms.load_tokenizer(path)
+        lm = lms.load(path, tokenizer)
+        prompts = [lms.encode_chat(tokenizer, MESSAGES), lms.encode_chat(tokenizer, MESSAGES[1:])]
+        groups = lms.sample(lm, prompts, 4, (0,), 1.0, 8, rows=8)
+        settings = SimpleNamespace(learning_rate=1e-3, dtype="fp32", max_grad_norm=1.0,
+                                   epsilon=0.2, micro_batch=4,
+                                   inner_updates=1, gradient_checkpointing=False)
+        trainer = grpo.Trainer(lms.load(path, tokenizer).model, settings)
+        metrics = trainer.step(groups, torch.tensor([[0.0, 1.0, 2.0, 3.0], [1.0, 0.0, 0.0, 0.0]]),
+                               1e-3)
+        trainer.copy_to(lm.model)
+        trainer.save(path / "trained", lm)
+        with torch.no_grad():
+            torch.save({"metrics": metrics,
+                        "logits": lm.model(torch.tensor(prompts[:1])).logits[:, -4:]},
+                       path / "result.pt")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """{family: directory}, trained for a step by a process of its own."""
+    directory = tmp_path_factory.mktemp("families")
+    for family in FAMILIES:
+        if family.startswith("llama") or QWEN.exists():
+            build(family, directory / family)
+    worker = subprocess.run([sys.executable, __file__, directory], capture_output=True, timeout=400,
+                            env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert worker.returncode == 0, worker.stderr.decode()[-3000:]
+    return {path.name: path for path in directory.iterdir()}
+
+
+@pytest.fixture(params=FAMILIES)
+def path(request, checkpoints):
+    if request.param not in checkpoints:
+        pytest.skip("needs ../shared/tokenizers/Qwen2.5-1.5B-Instruct")
+    return checkpoints[request.param]
+
+
+@pytest.fixture
+def lm(path):
+    return lms.load(path, lms.load_tokenizer(path))
+
+
+def test_chat_prompts(path, lm):
+    ids = lms.encode_chat(lm.tokenizer, MESSAGES)
+    assert ids == lm.tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True,
+                                                   date_string="01 Jan 2026",
+                                                   return_dict=False)
+    assert lm.tokenizer.encode(lm.tokenizer.decode(ids), add_special_tokens=False) == ids
+    bare = lm.tokenizer.decode(lms.encode_chat(lm.tokenizer, MESSAGES[1:]))
+    if path.name.startswith("llama"):
+        assert ids.count(lm.tokenizer.bos_token_id) == 1 and ids[0] == lm.tokenizer.bos_token_id
+        assert "Today Date: 01 Jan 2026" in bare and lm.tokenizer.pad_token is None
+    else:
+        assert "You are Qwen" in bare and "You are Qwen" not in lm.tokenizer.decode(ids)
+
+
+def test_the_judge_has_a_token_for_every_score(lm):
+    ids = lms.choice_ids(lm.tokenizer, MESSAGES, "12345")
+    assert [lm.tokenizer.decode([i]) for i in ids] == list("12345")
+
+
+def test_every_eos_id_is_known(path, lm):
+    assert lm.eos == ((257, 260, 261) if path.name.startswith("llama") else (151643, 151645))
+
+
+def generate(lm, prompts, **settings):
+    """transformers' own greedy completions."""
+    return [lm.model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)),
+                              do_sample=False,
+                              max_new_tokens=12, eos_token_id=list(lm.eos), pad_token_id=0,
+                              **settings)[0, len(ids):].tolist() for ids in prompts]
+
+
+def test_greedy_equals_generate_and_generation_config_does_not_leak(lm):
+    prompts = [lms.encode_chat(lm.tokenizer, messages) for messages in (MESSAGES, MESSAGES[1:])]
+    ours = [rollout.ids for rollout, in lms.sample(lm, prompts, 1, (), 0, 12, rows=2)]
+    assert ours == generate(lm, prompts, repetition_penalty=1.0)
+    assert ours != generate(lm, prompts), "a leak of generation_config would not show here"
+
+
+def test_sampler_and_scorer_agree(lm):
+    prompts = [lms.encode_chat(lm.tokenizer, MESSAGES), lms.encode_chat(lm.tokenizer, MESSAGES[1:])]
+    rollouts = [r for group in lms.sample(lm, prompts, 4, (1,), 1.0, 12, 8) for r in group]
+    logp_BC, _, _ = lms.token_logprobs(lm.model, *lms.pad_rollouts(rollouts, "cpu"))
+    for b, rollout in enumerate(rollouts):
+        torch.testing.assert_close(logp_BC[b, :len(rollout.ids)], torch.tensor(rollout.logps),
+                                   atol=1e-4, rtol=0)
+    # top_k 1 or temperature 0.1 of the generation_config would draw the same completion each time.
+    assert len({tuple(rollout.ids) for rollout in rollouts}) == len(rollouts)
+
+
+def test_one_step_trains(path):
+    metrics = torch.load(path / "result.pt")["metrics"]
+    assert metrics["sampler_gap"] < 1e-4 and metrics["grad_norm"] > 0
+
+
+def test_a_saved_checkpoint_is_what_transformers_writes(path, lm, tmp_path):
+    saved = AutoModelForCausalLM.from_pretrained(path / "trained")
+    result = torch.load(path / "result.pt")
+    prompt = torch.tensor([lms.encode_chat(lm.tokenizer, MESSAGES)])
+    with torch.no_grad():
+        torch.testing.assert_close(saved(prompt).logits[:, -4:], result["logits"])
+        moved = (lm.model(prompt).logits[:, -4:] - result["logits"]).abs().max()
+        assert moved > 1e-3
+    with safe_open(path / "trained" / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+        assert {file.get_tensor(name).dtype for name in names} == {torch.float32}
+    assert ("lm_head.weight" in names) is (path.name == "llama-untied")
+    saved.generation_config = GenerationConfig()
+    saved.save_pretrained(tmp_path)
+    for file, reference in (("config.json", tmp_path), ("generation_config.json", path)):
+        expected = json.loads((reference / file).read_text())
+        assert json.loads((path / "trained" / file).read_text()) == expected
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == names
+    tokenizer = lms.load_tokenizer(path / "trained")
+    assert lms.encode_chat(tokenizer, MESSAGES) == prompt[0].tolist()
+    assert (path / "trained" / "chat_template.jinja").read_text() == lm.tokenizer.chat_template
+    assert lms.load(path / "trained", tokenizer).eos == lm.eos
+
+
+# ---------------------------------------------------------------------------------------------
+# What cannot be loaded
+
+
+@pytest.fixture
+def llama(tmp_path):
+    build("llama", tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def refusal(path):
+    """The one line of a ValueError, soon given."""
+    start = time.monotonic()
+    with pytest.raises(ValueError) as error:
+        lms.load(path, lms.load_tokenizer(path))
+    assert time.monotonic() - start < 30 and "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["no/such-model-of-ours", "runs/none/iter3/solver",
+                                  "/nowhere/at/all"])
+def test_an_unknown_name_is_refused_soon(name, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert f"no tokenizer at {name}: there is no such directory" in refusal(name)
+
+
+def test_a_directory_with_parts_missing_is_refused(llama):
+    for shard in llama.glob("*.safetensors"):
+        whole = shard.read_bytes()
+        shard.write_bytes(whole[:len(whole) // 2])
+        assert "no model to be read" in refusal(llama)
+        shard.write_bytes(whole)
+    for file, what in (("model.safetensors.index.json", "model"), ("config.json", "model"),
+                       ("tokenizer.json", "tokenizer")):
+        (llama / file).unlink()
+        assert f"no {what} to be read" in refusal(llama)
+
+
+def test_weights_that_transformers_would_make_up_are_refused(llama):
+    model = LlamaForCausalLM.from_pretrained(llama)
+    for file in llama.glob("model*"):
+        file.unlink()
+    model.generation_config = GenerationConfig()
+    model.save_pretrained(llama, state_dict={name: weight for name,
+                                             weight in model.state_dict().items()
+                                             if "layers.1.mlp" not in name})
+    assert "lack the weights model.layers.1.mlp" in refusal(llama)
+
+
+def test_weights_in_a_pickle_are_refused(llama):
+    model = LlamaForCausalLM.from_pretrained(llama)
+    for file in llama.glob("model*"):
+        file.unlink()
+    torch.save(model.state_dict(), llama / "pytorch_model.bin")
+    assert "no model to be read" in refusal(llama)
+
+
+def test_code_of_a_checkpoint_is_never_run(llama):
+    config = json.loads((llama / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config",
+                                                 "AutoModelForCausalLM": "own.Model"}}
+    (llama / "config.json").write_text(json.dumps(config))
+    (llama / "own.py").write_text("raise SystemExit('code of the checkpoint ran')\n")
+    assert re.match("no (tokenizer|model) to be read", refusal(llama))
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(llama):
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(llama)
+    assert "vocabulary of 262 is smaller than the tokenizer's 263" in refusal(llama)
+
+
+SMALL = dict(vocab_size=262, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+             intermediate_size=32)
+
+
+@pytest.mark.parametrize("model, reason", [
+    (lambda: BertLMHeadModel(BertConfig(**SMALL, is_decoder=True)),
+     "a BertLMHeadModel does not have its layers in"),
+    (lambda: GraniteForCausalLM(GraniteConfig(**SMALL, num_key_value_heads=4, logits_scaling=8.0)),
+     "the logits of a GraniteForCausalLM are not the output of its `lm_head`")])
+def test_another_kind_of_model_is_refused(llama, model, reason):
+    for file in [*llama.glob("model*"), llama / "config.json"]:
+        file.unlink()
+    model().save_pretrained(llama)
+    assert reason in refusal(llama)
+
+
+if __name__ == "__main__":
+    train(sys.argv[1])
