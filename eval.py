@@ -102,10 +102,7 @@ def load_model(path, device, dtype=torch.bfloat16):
     """LM from a directory, a hub name, or "tiny". ValueError says what is wrong, in one line."""
     path = tiny.PATH if path == "tiny" else path
     tokenizer = lms.load_tokenizer(path)
-    try:
-        return lms.load(path, tokenizer, dtype, device)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no model at {path}: {str(error).splitlines()[0]}") from None
+    return lms.load(path, tokenizer, dtype, device)
 
 
 # ---------------------------------------------------------------------------------------------

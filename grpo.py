@@ -105,6 +105,9 @@ def init_distributed(timeout=30):
             port = str(probe.getsockname()[1])
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1",
                           MASTER_PORT=port)
+    # On a CPU, a compiled kernel is kept for each of up to 1024 shapes: with packed rows, no two
+    # steps have the same.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     deepspeed.utils.logger.setLevel("ERROR")
     # The CPU backend would compile this op at start-up, and fail without a C++ compiler. It only
     # speeds up reductions between processes of one machine.
@@ -455,6 +458,9 @@ class Trainer:
                 bad_B = ~torch.isfinite(logp_BC).all(1)
                 raise NonFinite("a log-probability", [r for r, bad in zip(rollouts, bad_B) if bad])
             old_BC = logp_BC.detach() if pending.old[i] is None else pending.old[i]
+            if self.config.assert_invariants and pending.sums is None:
+                drift = ((logp_BC - old_BC).exp() - 1).abs().max().item()
+                assert drift < 1e-5, f"the ratio is off by {drift:.6f} before the first update"
             loss, clip_share = grpo_loss(logp_BC, old_BC, adv_B, mask_BC, weight_B, self.config.epsilon)
             # The engine averages gradients over ranks, where we want their sum: the one place where
             # we scale.

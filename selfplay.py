@@ -10,6 +10,7 @@ One iteration: train the Generator against the frozen Solver; let it write a poo
 the curriculum; train the Solver on it. The same command again resumes after the last saved step.
 """
 import argparse
+import ctypes
 import dataclasses
 import inspect
 import json
@@ -23,7 +24,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -577,6 +578,7 @@ class Run:
                     "iteration": i, "phase": phase, "step": step, "seconds": seconds, **self.seconds,
                     "sampled_tokens_per_second": (self.tokens - before) / seconds,
                     "peak_memory_mib": peak_memory()})
+                return_memory()
                 self.advance(bar, 1, reward=f"{self.latest['reward']:.2f}")
                 if (step + 1) % self.config.save_every == 0 and step + 1 < total:
                     with self.stopper.critical:
@@ -643,6 +645,12 @@ def summarise(config, files):
     tqdm.write("held-out accuracy: " + " -> ".join(f"{100 * a:.1f} %" for a in accuracy)
                + f"   ({summary['wall_seconds'] / 60:.1f} minutes; {files.path}/summary.json)")
     tqdm.write(report.write(files.path))
+
+
+def return_memory():
+    """Give freed host memory back to the system, where its C library can."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory():
@@ -830,7 +838,10 @@ def start(config):
     device = grpo.init_distributed(config.collective_timeout)
     files, told = open_directory(config, check.disk_bytes(parameters, config.iterations))
     if [config.iterations, "evaluation"] not in files.state["finished"]:
-        run = Run(config, files, tokenizer, score_ids, device)
+        try:
+            run = Run(config, files, tokenizer, score_ids, device)
+        except lms.BadCheckpoint as error:
+            raise Refused(f"--model {config.model}: {error}") from None
         if told:
             run.say(told)
         with unharmed(run):

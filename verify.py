@@ -349,14 +349,16 @@ def read_literal(text):
             value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
-    return value if not _deeper_than(value, MAX_DEPTH) and _is_json(value) else None
+    return value if _is_json(value, MAX_DEPTH) else None
 
 
-def _is_json(value):
+def _is_json(value, depth):
+    """Could the value stand in JSON, with containers nested `depth` deep at most?"""
     if isinstance(value, list):
-        return all(map(_is_json, value))
+        return depth > 0 and all(_is_json(child, depth - 1) for child in value)
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_json(child) for key, child in value.items())
+        return depth > 0 and all(isinstance(key, str) and _is_json(child, depth - 1)
+                                 for key, child in value.items())
     return (value is None or isinstance(value, (str, bool, int))
             or (isinstance(value, float) and math.isfinite(value)))
 

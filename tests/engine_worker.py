@@ -28,7 +28,7 @@ def main():
         for micro_batch in (12, 3):
             config = SimpleNamespace(learning_rate=1e-3, dtype=dtype, max_grad_norm=1e9, epsilon=0.2,
                                      micro_batch=micro_batch, inner_updates=1, gradient_checkpointing=False,
-                                     deepspeed="")
+                                     deepspeed="", assert_invariants=False)
             trainer = grpo.Trainer(lms.build(tiny.PATH), config)
             trainer.load(lms.read_weights(tiny.PATH))
             before = trainer.weights()
