@@ -12,6 +12,7 @@ Row with a `problem`: it is counted as wrong and reported, never dropped.
 import functools
 import glob
 import importlib.util
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,7 @@ def hammer(name, data):
     path, text = read_file(folder / file, folder / "data/test/original" / file, hint=FETCH)
 
     def work():
-        elements = load_json(text)
+        elements = json.loads(text)
         if not isinstance(elements, list):
             raise ValueError("not a JSON list of rows")
         ids = [f"{name}_{i}" for i in range(len(elements))]
@@ -200,7 +201,7 @@ def snips(data):
 
 
 def snips_utterances(intent, text):
-    content = load_json(text)
+    content = json.loads(text)
     elements = content.get(intent) if isinstance(content, dict) else None
     if not isinstance(elements, list):
         raise ValueError(f"not an object with a list under {intent!r}")
@@ -272,7 +273,7 @@ def bfcl_folder(data):
 
 def line_id(line, otherwise):
     try:
-        value = load_json(line)
+        value = json.loads(line)
     except ValueError:
         return otherwise
     found = value.get("id") if isinstance(value, dict) else None
@@ -284,7 +285,7 @@ def bfcl_gold(path):
 
     def work():
         lines = read_file(path, hint=FETCH)[1].split("\n")
-        entries = [load_json(line) for line in lines if line.strip()]
+        entries = [json.loads(line) for line in lines if line.strip()]
         return {entry["id"]: entry["ground_truth"] for entry in entries
                 if isinstance(entry, dict) and {"id", "ground_truth"} <= set(entry)}
 
@@ -293,7 +294,7 @@ def bfcl_gold(path):
 
 def bfcl_row(gold, line):
     """(Task, accepted calls) of a line. The task's own answer has the first accepted values."""
-    entry = load_json(line)
+    entry = json.loads(line)
     if not isinstance(entry, dict) or not {"id", "question", "function"} <= set(entry):
         raise ValueError("a row needs id, question and function")
     turns = entry["question"]
@@ -440,7 +441,7 @@ def curricula(run):
     found = {}
     for path in run.glob("iter[0-9]*/curriculum.jsonl"):
         lines = [line for line in read_file(path)[1].split("\n") if line]
-        tasks = explained(path, lambda lines=lines: [Task(**load_json(line)) for line in lines])
+        tasks = explained(path, lambda lines=lines: [Task(**json.loads(line)) for line in lines])
         found[int(path.parent.name.removeprefix("iter"))] = tasks
     if not found:
         raise ValueError(f"{run} holds no iter*/curriculum.jsonl: give a run directory")

@@ -29,7 +29,7 @@ import score
 import solver
 import tiny
 from score import error_class       # noqa: F401   part of this file's interface, for selfplay.py
-from verify import Task, last_block, load_json
+from verify import Task, last_block
 
 DATA = Path("data")      # where --data points unless it is given
 
@@ -185,7 +185,7 @@ def overlap(args):
 def read_tools(path):
     """The menu in a file: a JSON list of tools. ValueError says what is wrong."""
     text = benchmarks.read_file(path)[1]
-    return benchmarks.explained(path, lambda: benchmarks.menu(load_json(text)))
+    return benchmarks.explained(path, lambda: benchmarks.menu(json.loads(text)))
 
 
 def ask(args):

@@ -11,7 +11,6 @@ from functools import partial
 import benchmarks
 import solver
 from score import KINDS, f1, mcnemar, paired_difference, unweighted_mean, wilson
-from verify import load_json
 
 # ---------------------------------------------------------------------------------------------
 # Lines
@@ -146,7 +145,7 @@ def read_settings(out):
     if not (out / "settings.json").exists():
         return None, None
     path, text = benchmarks.read_file(out / "settings.json")
-    settings = benchmarks.explained(path, partial(load_json, text))
+    settings = benchmarks.explained(path, partial(json.loads, text))
     return settings["data"], settings["limit"]
 
 
@@ -154,7 +153,7 @@ def read_results(path):
     """{row id: line} of a result file. ValueError names what is wrong."""
     results = {}
     for number, text in enumerate(benchmarks.read_file(path)[1].splitlines(), 1):
-        line = benchmarks.explained(f"{path}, line {number}", partial(load_json, text))
+        line = benchmarks.explained(f"{path}, line {number}", partial(json.loads, text))
         if not isinstance(line, dict) or not {"id", "prompt_hash", "text", "verdict"} <= set(line):
             raise ValueError(f"{path}, line {number}: not a line that --out has written")
         results[line["id"]] = line

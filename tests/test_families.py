@@ -191,8 +191,9 @@ def test_greedy_equals_generate_and_generation_config_does_not_leak(lm):
 
 def test_sampler_and_scorer_agree(lm):
     prompts = [lms.encode_chat(lm.tokenizer, MESSAGES), lms.encode_chat(lm.tokenizer, MESSAGES[1:])]
-    rollouts = [r for group in lms.sample(lm, prompts, 4, (1,), 1.0, 12, 8) for r in group]
-    logp_BC, _, _ = lms.token_logprobs(lm.model, *lms.pad_rollouts(rollouts, "cpu"))
+    groups = lms.sample(lm, prompts, 4, (1,), 1.0, 12, 8)
+    rollouts = [rollout for group in groups for rollout in group]
+    logp_BC, _, _ = lms.token_logprobs(lm.model, lms.pack(groups, "cpu"))
     for b, rollout in enumerate(rollouts):
         torch.testing.assert_close(logp_BC[b, :len(rollout.ids)], torch.tensor(rollout.logps),
                                    atol=1e-4, rtol=0)
