@@ -117,7 +117,8 @@ def init_distributed(timeout=30):
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
     return torch.device("cpu")
 
 

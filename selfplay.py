@@ -142,13 +142,16 @@ class Config:
         return tools
 
 
+TINY = dict(
+    model="tiny", domains="tiny", generator_steps=24, solver_steps=12, generator_prompts=8,
+    solver_prompts=8, group_size=8, pool_size=384, curriculum_size=128, max_prompt=1024,
+    max_completion=320, max_verify=128, learning_rate=3e-5, micro_batch=32, sample_rows=256,
+    gradient_checkpointing=False)
 PRESETS = {
     "paper": {},
-    "tiny": dict(
-        model="tiny", domains="tiny", generator_steps=24, solver_steps=12, generator_prompts=8,
-        solver_prompts=8, group_size=8, pool_size=384, curriculum_size=128, max_prompt=1024,
-        max_completion=320, max_verify=128, learning_rate=3e-5, micro_batch=32, sample_rows=256,
-        gradient_checkpointing=False),
+    "tiny": TINY,
+    "ablation": TINY | dict(generator_steps=10, solver_steps=6, pool_size=128, curriculum_size=48,
+                            heldout_tasks=300),
 }
 # What may differ when a run is resumed.
 CHANGEABLE = {"run_dir", "iterations", "save_every", "collective_timeout", "assert_invariants"}
