@@ -149,9 +149,9 @@ def read_calls(text):
     elements = [value] if isinstance(value, dict) else value
     if not isinstance(elements, list):
         return None
-    calls = [normalise_call(element) for element in elements]
+    calls = [normalise_call(element) for element in elements if isinstance(element, dict)]
     good = [call for call in calls if call is not None]
-    return Calls(good, len(calls) - len(good))
+    return Calls(good, len(elements) - len(good))
 
 
 def normalise_call(element):
