@@ -196,7 +196,7 @@ def read_tools(text):
         value = load_json(text)
     except ValueError:
         return None
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list) or not value or not all(isinstance(e, dict) for e in value):
         return None
     tools = [normalise_tool(element) for element in value]
     return None if None in tools else tools
