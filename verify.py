@@ -151,9 +151,9 @@ def read_calls(text):
     elements = [value] if isinstance(value, dict) else value
     if not isinstance(elements, list):
         return None
-    calls = [normalise_call(element) for element in elements]
+    calls = [normalise_call(element) for element in elements if isinstance(element, dict)]
     good = [call for call in calls if call is not None]
-    return Calls(good, len(calls) - len(good))
+    return Calls(good, len(elements) - len(good))
 
 
 def normalise_call(element):
@@ -198,7 +198,7 @@ def read_tools(text):
         value = load_json(text)
     except ValueError:
         return None
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list) or not value or not all(isinstance(e, dict) for e in value):
         return None
     tools = [normalise_tool(element) for element in value]
     return None if None in tools else tools
