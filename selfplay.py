@@ -223,8 +223,9 @@ def difficulty_metrics(rates):
 def diversity_metrics(drafts, tasks):
     """Does the Generator do as the spec says, and does it say the same thing again and again?"""
     there = [task for task in tasks if task]
+    questions = [draft.question for draft in drafts if draft.question]
     domains = Counter(task.spec["domain"] for task in there)
-    return {"distinct_questions": len({draft.question for draft in drafts}) / len(drafts),
+    return {"distinct_questions": len(set(questions)) / len(questions) if questions else 1.0,
             "distinct_signatures": len({signature(task) for task in there}) / max(1, len(there)),
             "domain_entropy": -sum(n / len(there) * math.log(n / len(there)) for n in domains.values()),
             "spec_tools": mean([len(task.tools) == task.spec["tools"] for task in there] or [0.0]),

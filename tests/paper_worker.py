@@ -30,7 +30,7 @@ def main():
     for task in tasks:
         task.pass_rate = 0.5
     run.files.write_rows("iter1/curriculum.jsonl", map(selfplay.dataclasses.asdict, tasks))
-    solver.reward = lambda text, gold: {"format": float(len(text)), "accuracy": 0.0}
+    solver.reward = lambda text, gold, strict: {"format": float(len(text)), "accuracy": 0.0}
     run.save = lambda role, i: None
     selfplay.train_solver(run, 1)
     after = run.trainer.weights()

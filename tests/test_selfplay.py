@@ -71,7 +71,7 @@ def test_a_small_run_leaves_everything(small_run):
     assert len(chosen) == funnel["curriculum"] == sum(row["kept"] for row in pool)
     phases = [row["phase"] for row in lines(run_dir / "metrics.jsonl")]
     assert phases == ["evaluation"] + ["generator"] * 4 + ["curriculum"] + ["solver"] * 3 + ["evaluation"]
-    assert len(lines(run_dir / "samples.jsonl")) == 14 and len(lines(run_dir / "timings.jsonl")) == 7
+    assert len(lines(run_dir / "samples.jsonl")) == 14 and len(lines(run_dir / "timings.jsonl")) == 10
     assert all({"before", "after", "bucket"} <= set(row) for row in lines(run_dir / "iter1/examples.jsonl"))
     for role in ("generator", "solver"):
         weights = load_file(run_dir / "iter1" / role / "model.safetensors")
