@@ -39,7 +39,7 @@ class Run:
     pools: dict          # {iteration: rows of pool.jsonl}
     heldout: dict        # {iteration: rows of heldout.jsonl}
     examples: dict       # {iteration: rows of examples.jsonl}
-    cross_play: dict
+    cross_play: list     # what eval.py --cross_play wrote
 
     @property
     def iterations(self):
@@ -462,16 +462,15 @@ def time_panel(axes, run):
 
 def cross_play_panel(axes, run):
     title(axes, "Cross-play", "% right; down: tasks of which iteration; across: Solvers")
-    found = run.cross_play
-    shares = [[right / max(1, total) for right in row]
-              for row, total in zip(found["right"], found["total"])]
+    curricula, solvers, cells = cross_play_cells(run)
+    shares = [[cells[c, s]["right"] / max(1, cells[c, s]["tasks"]) for s in solvers] for c in curricula]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for c, row in enumerate(shares):
         for s, share in enumerate(row):
             axes.text(s, c, f"{100 * share:.0f}", ha="center", va="center", fontsize=9,
                       color="white" if share > 0.55 else "#222222")
-    axes.set_xticks(range(len(found["solvers"])), map(solver_name, found["solvers"]))
-    axes.set_yticks(range(len(found["curricula"])), found["curricula"])
+    axes.set_xticks(range(len(solvers)), map(solver_name, solvers))
+    axes.set_yticks(range(len(curricula)), curricula)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
@@ -643,11 +642,17 @@ def time_section(run):
 
 
 def cross_play_section(run):
-    found = run.cross_play
-    return found and table(
-        ["% right", *map(solver_name, found["solvers"])],
-        [[f"curriculum {c}: {total} tasks", *(share(n / max(1, total)) for n in right)]
-         for c, right, total in zip(found["curricula"], found["right"], found["total"])])
+    curricula, solvers, cells = cross_play_cells(run)
+    rows = [[f"curriculum {c}: {cells[c, solvers[0]]['tasks']} tasks",
+             *(share(cells[c, s]["right"] / max(1, cells[c, s]["tasks"])) for s in solvers)]
+            for c in curricula]
+    return rows and table(["% right", *map(solver_name, solvers)], rows)
+
+
+def cross_play_cells(run):
+    """(curricula, Solvers, {(curriculum, Solver): cell}) of what `eval.py --cross_play` wrote."""
+    cells = {(cell["curriculum"], cell["solver"]): cell for cell in run.cross_play}
+    return sorted({c for c, _ in cells}), sorted({s for _, s in cells}), cells
 
 
 def tasks_section(run):
