@@ -577,12 +577,12 @@ class Run:
             for step in range(done, total):
                 started, before, self.seconds = time.time(), self.tokens, Counter()
                 yield step
+                return_memory()
                 seconds = time.time() - started
                 self.files.append("timings.jsonl", {
                     "iteration": i, "phase": phase, "step": step, "seconds": seconds, **self.seconds,
                     "sampled_tokens_per_second": (self.tokens - before) / seconds,
-                    "peak_memory_mib": peak_memory()})
-                return_memory()
+                    "peak_memory_mib": peak_memory(), "resident_memory_mib": resident_memory()})
                 self.advance(bar, 1, reward=f"{self.latest['reward']:.2f}")
                 if (step + 1) % self.config.save_every == 0 and step + 1 < total:
                     with self.stopper.critical:
@@ -655,6 +655,13 @@ def return_memory():
     """Give freed host memory back to the system, where its C library can."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_memory():
+    """Host memory of this process in MiB, or None where the system does not tell."""
+    with suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def peak_memory():

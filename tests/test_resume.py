@@ -198,3 +198,29 @@ def test_json_lines_are_read_with_the_number_of_a_bad_one(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(runs.Refused, match="line 2"):
         runs.read_lines(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.slow
+def test_ten_iterations_need_no_more_than_three(tmp_path):
+    """Host memory, open files, threads, and files on disk."""
+    path, held = tmp_path / "run", {}
+    process = start(*selfplay(path, "--iterations", 10))
+    for i in (3, 9):
+        wait_for(lambda: [i, "evaluation"] in finished(path), 900)
+        held[i] = (len(os.listdir(f"/proc/{process.pid}/fd")), len(os.listdir(f"/proc/{process.pid}/task")))
+    process.communicate(timeout=300)
+    assert process.returncode == 0 and held[9][0] <= held[3][0] + 1 and held[9][1] <= held[3][1]
+    memory = {row["iteration"]: row["resident_memory_mib"] for row in lines(path / "timings.jsonl")
+              if row["phase"] == "solver"}
+    assert memory[10] < 1.1 * memory[3], memory
+    files = {i: sorted(str(file.relative_to(path / f"iter{i}")) for file in (path / f"iter{i}").rglob("*"))
+             for i in (3, 10)}
+    assert files[3] == files[10]
+    assert {file.name for file in path.iterdir() if not file.name.startswith("iter")} == {
+        "config.json", "state.json", "summary.json", "lock", "metrics.jsonl", "samples.jsonl", "timings.jsonl",
+        "report.md", "curves.png"}
+
+
+def finished(path):
+    file = path / "state.json"
+    return json.loads(file.read_text())["finished"] if file.exists() else []
