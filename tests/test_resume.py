@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 
+import psutil
 import pytest
 
 import run as runs
@@ -83,17 +84,30 @@ def test_sigterm_saves_the_last_finished_step(small_run, tmp_path, phase):
     assert same(path, small_run) == []
 
 
-def test_two_ranks_resume_after_the_launcher_is_killed(tmp_path):
-    """The ranks notice, save and end; with another number of ranks the phase starts again."""
+def test_two_ranks_resume_after_a_rank_and_then_the_launcher_were_killed(tmp_path):
+    """A dead rank ends the run with a line. Without their launcher, ranks save and end. With another
+    number of ranks the phase starts again."""
     whole, path = tmp_path / "whole", tmp_path / "run"
     launch = ("deepspeed", "--num_gpus", 2, "--master_port", 29621, "selfplay.py", *SMALL, "--run_dir")
     call(*launch, whole)
+
     process = start(*launch, path)
     wait_for(lambda: steps_logged(path) >= 2)
+    rank1 = [child for child in psutil.Process(process.pid).children(recursive=True)
+             if "--local_rank=1" in child.cmdline() and "selfplay.py" in child.cmdline()]
+    rank1[-1].kill()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode != 0 and "Traceback" not in output
+    assert "stopped: " in output or "lost another rank" in output
+    wait_for(lambda: is_free(path), 25)
+
+    process = start(*launch, path)
+    wait_for(lambda: steps_logged(path) >= 3)
     process.kill()
     wait_for(lambda: is_free(path), 25)
     assert json.loads((path / "state.json").read_text())["step"]["world"] == 2
     kill_group(process)
+
     shutil.copytree(path, tmp_path / "other")
     call(*launch, path)
     assert same(path, whole) == []
