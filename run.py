@@ -274,8 +274,8 @@ class Directory:
         return read_lines(self.path / name) if (self.path / name).exists() else []
 
     def kept_rows(self, name, size):
-        """What an interrupted phase has written of a .part.jsonl file, cut to whole slices of
-        `size` rows."""
+        """What an interrupted phase has written of a .part.jsonl file,
+        cut to whole slices of `size` rows."""
         rows = self.read_rows(name)
         whole = rows[:len(rows) - len(rows) % size]
         if len(whole) < len(rows):

@@ -53,8 +53,8 @@ DOMAIN_SETS = {"all": generator.DOMAINS, "tiny": dict.fromkeys(tiny.NOUNS, 1.0)}
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run, each a flag. Sources: P the paper, C its authors' code, us: our
-    choice."""
+    """All settings of a run, each a flag.
+    Sources: P the paper, C its authors' code, us: our choice."""
 
     preset: str = "paper"                # us
     model: str = "Qwen/Qwen2.5-1.5B-Instruct"   # P; a directory, a hub name, or "tiny"
@@ -124,8 +124,8 @@ class Config:
 
     @cached_property
     def own_tools(self):
-        """The user's tools in the form of verify.normalise_tool, or None. ValueError names a bad
-        one."""
+        """The user's tools in the form of verify.normalise_tool, or None.
+        ValueError names a bad one."""
         if not self.tools:
             return None
         rows = read_user_json(self.tools)
@@ -233,8 +233,8 @@ def diversity_metrics(drafts, tasks):
 
 
 def probe(run, tasks, key):
-    """Pass rate of each task on K Solver samples (Eq. 3); None where there is no task, or none that
-    fits."""
+    """Pass rate of each task on K Solver samples (Eq. 3);
+    None where there is no task, or none that fits."""
     chosen = [n for n, task in enumerate(tasks) if task and run.fits(task)]
     rates = [None] * len(tasks)
     for n, p in zip(chosen, pass_rates(run, [tasks[n] for n in chosen], run.config.probes, key)):
@@ -267,8 +267,8 @@ def judge(run, tasks):
 
 
 def build_curriculum(run, i):
-    """Phase 2: the trained Generator writes a pool; the sound, fresh, solvable tasks become a
-    curriculum."""
+    """Phase 2: the trained Generator writes a pool;
+    the sound, fresh, solvable tasks become a curriculum."""
     config = run.config
     rng = random.Random(f"{config.seed} {i} pool")
     specs = [generator.sample_spec(rng, config.domain_weights, config.own_tools)
@@ -334,8 +334,8 @@ def write_pool(run, i, specs):
 
 
 def grade(run, i, tasks, reasons):
-    """Cross-verification and grading: sets pass_rate and bucket of each task, or its reason to be
-    dropped."""
+    """Cross-verification and grading: sets pass_rate and bucket of each task,
+    or its reason to be dropped."""
     config, name = run.config, f"iter{i}/verify.part.jsonl"
     chosen = [task for task, reason in zip(tasks, reasons) if reason is None]
     size = run.slice_size(config.verify_samples)
@@ -485,8 +485,8 @@ class Run:
         return SLICE * max(1, self.config.sample_rows // samples)
 
     def sample(self, lm, chats, samples, key, temperature, max_tokens, kind="sampling", first=0):
-        """model.sample for chat messages, with the run's seed in the key; time and tokens are
-        counted."""
+        """model.sample for chat messages, with the run's seed in the key;
+        time and tokens are counted."""
         with self.timed(kind):
             groups = lms.sample(lm, [self.encode(chat) for chat in chats], samples,
                                 (self.config.seed, *key), temperature, max_tokens,
@@ -534,8 +534,8 @@ class Run:
                 "prompt": self.tokenizer.decode(rollouts[n].prompt), "text": rollouts[n].text})
 
     def _warn(self, i, phase, step, reward_PG, metrics):
-        """Say in words, once a phase, when a step taught nothing or the Generator collapses. The
-        run goes on."""
+        """Say in words, once a phase, when a step taught nothing or the Generator collapses.
+        The run goes on."""
         where = f"iteration {i} {phase} step {step}"
         if metrics["dead_groups"] == 1 and self._first((i, phase, "dead")):
             values = Counter(round(row[0].item(), 3) for row in reward_PG)
@@ -711,8 +711,8 @@ def read_user_json(path):
 
 
 def parse(argv):
-    """(Config, action) from the command line: the preset, with the flags that were given over
-    it."""
+    """(Config, action) from the command line:
+    the preset, with the flags that were given over it."""
     parser = OneLineParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
     parser.add_argument("--check", dest="action", action="store_const", const="check",

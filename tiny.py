@@ -88,8 +88,8 @@ AND_ALSO, AGENT = " and also ", "\nAgent: Anything else?\nUser: Yes,"
 
 
 def is_reserved(verb, noun):
-    """One (verb, noun) pair in five never occurs in pretraining: the held-out tasks call these
-    tools."""
+    """One (verb, noun) pair in five never occurs in pretraining:
+    the held-out tasks call these tools."""
     return zlib.crc32(f"{verb}_{noun}".encode()) % 5 == 0
 
 
@@ -123,9 +123,9 @@ def make_tool(domain, verb, noun):
 
 
 def sample_task(rng, spec, heldout=False):
-    """A sound task of the world for a generator.Spec. The menu is sorted by name; its other tools
-    share a verb or a noun with a called one. The called pairs are reserved ones if `heldout`; else
-    no pair is."""
+    """A sound task of the world for a generator.Spec. The menu is sorted by name;
+    its other tools share a verb or a noun with a called one.
+    The called pairs are reserved ones if `heldout`; else no pair is."""
     pairs = [(v, n) for d, v, n in PAIRS if d == spec.domain and (heldout or not is_reserved(v, n))]
     called = rng.sample([pair for pair in pairs if is_reserved(*pair) == heldout], spec.calls)
     near = [(v, n) for v, n in pairs if (v, n) not in called
@@ -276,8 +276,8 @@ def example(rng, habits, ease=0.0):
 
 
 def heldout(size=HELDOUT_TASKS):
-    """The held-out tasks: called tools, menus and values in combinations that pretraining never
-    showed."""
+    """The held-out tasks: called tools, menus and values in combinations
+    that pretraining never showed."""
     rng = random.Random("held-out")
     domains = dict.fromkeys(NOUNS, 1.0)
     return [sample_task(rng, generator.sample_spec(rng, domains), heldout=True)

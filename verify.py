@@ -409,8 +409,8 @@ def call_problem(calls, tools):
 
 
 def required_given(call, menu):
-    """Does the call's tool stand in the menu {name: tool}, with all its required arguments
-    given?"""
+    """Does the call's tool stand in the menu {name: tool},
+    with all its required arguments given?"""
     return call["name"] in menu and set(menu[call["name"]]["required"]) <= set(call["arguments"])
 
 
