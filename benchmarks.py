@@ -41,8 +41,8 @@ class Row:
     accepted: list | None = None   # BFCL: gold calls whose arguments are lists of accepted values
 
     def gold(self, calls):
-        """The gold calls to score `calls` against: with several accepted values, those nearest to
-        it."""
+        """The gold calls to score `calls` against: with several accepted values,
+        those nearest to it."""
         return self.task.answer if self.accepted is None else resolve(calls, self.accepted)
 
 
@@ -413,8 +413,8 @@ def plain(choice):
 
 
 def match(calls, accepted):
-    """{index of a gold call: index of a call right for it}, as many pairs as there can be
-    (augmenting paths)."""
+    """{index of a gold call: index of a call right for it},
+    as many pairs as there can be (augmenting paths)."""
     edges = [[i for i, call in enumerate(calls) if call_fits(call, gold)] for gold in accepted]
     owner = {}                                  # call -> gold
 

@@ -127,12 +127,15 @@ def model_lines(config, shape, tokenizer):
     back = tokenizer.decode(lms.encode_chat(tokenizer, messages))
     digits = lms.choice_ids(tokenizer, messages, curriculum.SCORES)
     return [f"{'EOS ids':18}" + ", ".join(f"{i} {tokenizer.convert_ids_to_tokens(i)}" for i in eos),
-            f"{'chat template':18}" + ("survives the tokenizer" if back == text
-                                       else "does NOT survive the tokenizer: look at its special tokens"),
-            f"{'sampler':18}temperature 1 in training, {config.probe_temperature} for probes and pool, greedy "
-            f"in evaluation; top-p 1, no top-k; ignored of the model's own settings: {ignored or 'nothing'}",
+            f"{'chat template':18}" + (
+                "survives the tokenizer" if back == text
+                else "does NOT survive the tokenizer: look at its special tokens"),
+            f"{'sampler':18}temperature 1 in training, {config.probe_temperature} for probes and "
+            "pool, greedy in evaluation; top-p 1, no top-k; ignored of the model's own settings: "
+            f"{ignored or 'nothing'}",
             f"{'judge':18}the scores 1 to 5 are the tokens {', '.join(map(str, digits))}",
-            f"{'C++ compiler':18}{shutil.which('c++') or shutil.which('g++') or 'none'} (not needed)"]
+            f"{'C++ compiler':18}{shutil.which('c++') or shutil.which('g++') or 'none'} "
+            "(not needed)"]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -146,11 +149,14 @@ def check_step(config, groups, reward_PG, eos, metrics):
     for rollout in (rollout for group in groups for rollout in group):
         ends = [n for n, token in enumerate(rollout.ids) if token in eos]
         if rollout.finished:
-            assert ends == [len(rollout.ids) - 1], "a finished completion does not end at its first EOS"
+            assert ends == [len(rollout.ids) - 1], (
+                "a finished completion does not end at its first EOS")
         else:
-            assert not ends and len(rollout.ids) == config.max_completion, "a cut completion is not full"
+            assert not ends and len(rollout.ids) == config.max_completion, (
+                "a cut completion is not full")
     limit = 1e-4 if config.dtype == "fp32" else 0.02
-    assert metrics["sampler_gap"] < limit, f"sampler and trainer differ by {metrics['sampler_gap']:.4f} nats"
+    assert metrics["sampler_gap"] < limit, (
+        f"sampler and trainer differ by {metrics['sampler_gap']:.4f} nats")
     if config.inner_updates == 1:
         assert metrics["clip_share"] == 0, "a ratio is not 1 with one inner update"
 
@@ -169,15 +175,19 @@ def check_copy(model, masters):
 
 
 def readme_table(config):
-    """Markdown: peak GiB per GPU of the paper's models on 1, 2, 4 and 8 GPUs, with the parts on 1."""
+    """Markdown: peak GiB per GPU of the paper's models on 1, 2, 4 and 8 GPUs,
+    with the parts on 1."""
     columns = {size: qwen_shape(size) for size in QWEN}
     first = {size: forecast(shape, config, 1) for size, shape in columns.items()}
-    lines = ["| GiB per GPU | " + " | ".join(f"Qwen2.5-{size}" for size in QWEN) + " |", "|---|---|---|---|"]
-    lines += [f"| {part} (1 GPU) | " + " | ".join(f"{first[size][part] / GIB:.1f}" for size in QWEN) + " |"
+    lines = ["| GiB per GPU | " + " | ".join(f"Qwen2.5-{size}" for size in QWEN) + " |",
+             "|---|---|---|---|"]
+    lines += [f"| {part} (1 GPU) | "
+              + " | ".join(f"{first[size][part] / GIB:.1f}" for size in QWEN) + " |"
               for part in list(first["0.5B"])[:-1]]
     for world in (1, 2, 4, 8):
         peaks = [forecast(shape, config, world)["peak"] for shape in columns.values()]
-        lines.append(f"| **peak, {world} GPU** | " + " | ".join(f"{peak / GIB:.1f}" for peak in peaks) + " |")
+        lines.append(f"| **peak, {world} GPU** | "
+                     + " | ".join(f"{peak / GIB:.1f}" for peak in peaks) + " |")
     return "\n".join(lines)
 
 

@@ -148,7 +148,8 @@ def select(tasks, size, domains, seed, order="easy_first"):
     cells = {d: {b: [] for b in BUCKETS} for d in domains}
     for task in tasks:
         cells[task.spec["domain"]][task.bucket].append(task)
-    quotas = apportion(size, domains, {d: sum(map(len, cell.values())) for d, cell in cells.items()})
+    quotas = apportion(size, domains,
+                       {d: sum(map(len, cell.values())) for d, cell in cells.items()})
     chosen = []
     for domain, cell in cells.items():
         shares = apportion(quotas[domain], BUCKETS, {b: len(found) for b, found in cell.items()})
@@ -168,4 +169,5 @@ def spread(size, steps, per_step):
     ([[0, 2], [4, 6]], [[0, 0], [1, 1]])
     """
     wanted = steps * per_step
-    return [[(step * per_step + i) * size // wanted for i in range(per_step)] for step in range(steps)]
+    return [[(step * per_step + i) * size // wanted for i in range(per_step)]
+            for step in range(steps)]

@@ -38,8 +38,8 @@ DATA = Path("data")      # where --data points unless it is given
 
 
 def solve(lm, tasks, max_tokens, rows, bar=None):
-    """The model's greedy answer to each task: list of Rollouts. All ranks call it, all get
-    everything."""
+    """The model's greedy answer to each task: list of Rollouts.
+    All ranks call it, all get everything."""
     prompts = [lms.encode_chat(lm.tokenizer, messages(task)) for task in tasks]
     return greedy(lm, prompts, max_tokens, rows, bar)
 
@@ -203,8 +203,8 @@ def ask(args):
 
 
 def cross_play(args):
-    """Each iteration's curriculum solved by each iteration's Solver, 0 being the base:
-    cross_play.json."""
+    """Each iteration's curriculum solved by each iteration's Solver,
+    0 being the base: cross_play.json."""
     run, curricula = args.cross_play, checked(benchmarks.curricula, args.cross_play)
     config = json.loads(checked(benchmarks.read_file, run / "config.json")[1])["config"]
     solvers = {0: config["model"]} | {i: run / f"iter{i}/solver" for i in curricula

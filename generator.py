@@ -14,9 +14,9 @@ from verify import (Task, canonical, grounded, is_placeholder, last_block, read_
 
 DOMAINS = {domain: 1.0 for domain in """
     finance healthcare productivity retail_ecommerce scheduling database cloud_infrastructure system
-    programming geolocation logistics communication iot cybersecurity insurance legal news weather sports
-    entertainment education real_estate food_ordering translation utilities government memory_management
-    web_search social_media math vehicle_control travel""".split()}
+    programming geolocation logistics communication iot cybersecurity insurance legal news weather
+    sports entertainment education real_estate food_ordering translation utilities government
+    memory_management web_search social_media math vehicle_control travel""".split()}
 
 OWN_DOMAIN = "that of the tools below"      # where the user brings the tools
 
@@ -53,8 +53,9 @@ class Spec:
 def sample_spec(rng, domains=DOMAINS, tools=None):
     """A fresh specification (section 3.1, numbers from the authors' code).
 
-    Multi-turn with 0.1, then one call; else one call with 0.8 and two with 0.2. Two calls: 3, 4 or 5
-    tools with 0.3, 0.4, 0.3. One call: 2..4 tools with 0.4, 5..8 with 0.6, uniform inside.
+    Multi-turn with 0.1, then one call; else one call with 0.8 and two with 0.2.
+    Two calls: 3, 4 or 5 tools with 0.3, 0.4, 0.3.
+    One call: 2..4 tools with 0.4, 5..8 with 0.6, uniform inside.
 
     Args:
         rng: random.Random.
@@ -112,7 +113,8 @@ def read(text, menu=None):
     blocks = {tag: last_block(text, tag) for tag in TAGS}
     calls = read_calls(blocks["tool_call_answer"] or "")
     tools = read_tools(blocks["available_tools"] or "")
-    if menu is not None and tools and Counter(map(canonical, tools)) != Counter(map(canonical, menu)):
+    if (menu is not None and tools
+            and Counter(map(canonical, tools)) != Counter(map(canonical, menu))):
         tools = None
     return Draft(all(blocks.values()), blocks["question"], tools,
                  calls.calls if calls and calls.calls else None, calls.malformed if calls else 0)
@@ -124,7 +126,8 @@ def format_reward(draft):
 
 
 def validity_reward(draft, grounding=True):
-    """r_valid = 0.4 [gold tools in the menu] + 0.4 [required all given] + 0.2 [values grounded]   (Eq. 2)
+    """r_valid = 0.4 [gold tools in the menu] + 0.4 [required all given]
+              + 0.2 [values grounded]   (Eq. 2)
 
     Every gold call must pass; 0 unless tools and gold parse. Without `grounding` (an ablation) the
     last term is always paid.

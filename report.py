@@ -71,8 +71,8 @@ def read_json(file):
 
 
 def read_lines(file):
-    """Rows of a .jsonl file; none if it is not there. A last line that is still being written is
-    left out."""
+    """Rows of a .jsonl file; none if it is not there.
+    A last line that is still being written is left out."""
     lines = file.read_text().split("\n")[:-1] if file.exists() else []
     return [json.loads(line) for line in lines]
 
@@ -154,8 +154,8 @@ def histogram(rates, samples):
 
 
 def funnel(run, i):
-    """Fate of the pool's candidates: Counter of "kept", "spare" (sound, not chosen) and drop
-    reasons."""
+    """Fate of the pool's candidates: Counter of "kept", "spare" (sound, not chosen)
+    and drop reasons."""
     return Counter("kept" if row["kept"] else row["reason"] or "spare" for row in run.pools[i])
 
 
@@ -182,8 +182,8 @@ def obedience(rows):
 
 
 def time_by_kind(run, i):
-    """{kind: seconds} of an iteration: sampling, probing, training, sync and other where logged,
-    else by phase."""
+    """{kind: seconds} of an iteration:
+    sampling, probing, training, sync and other where logged, else by phase."""
     rows, spent = [row for row in run.timings if row["iteration"] == i], Counter()
     for row in rows:
         named = {kind: row[kind] for kind in KINDS if kind in row}

@@ -66,7 +66,8 @@ def read_json(path):
     try:
         return json.loads(Path(path).read_text())
     except ValueError as error:
-        raise Refused(f"{path} is damaged ({error}): put back a copy, or give another --run_dir") from None
+        raise Refused(f"{path} is damaged ({error}): put back a copy, or give another --run_dir"
+                      ) from None
 
 
 def read_lines(path):
@@ -77,8 +78,8 @@ def read_lines(path):
             try:
                 rows.append(json.loads(line))
             except ValueError:
-                raise Refused(f"{path} is damaged in line {number}: put back a copy, or give another "
-                              "--run_dir") from None
+                raise Refused(f"{path} is damaged in line {number}: put back a copy, or give "
+                              "another --run_dir") from None
     return rows
 
 
@@ -110,8 +111,8 @@ class Directory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
         except OSError as error:
-            raise Refused(f"{self.path} cannot be written ({error.strerror}): give another --run_dir"
-                          ) from None
+            raise Refused(f"{self.path} cannot be written ({error.strerror}): "
+                          "give another --run_dir") from None
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise Refused(f"{self.path} needs {needed / 2**30:.1f} GiB and its disk has "
@@ -128,8 +129,8 @@ class Directory:
                 time.sleep(0.5)
         else:
             self.held.seek(0)
-            raise Refused(f"{self.path} is in use by process {self.held.read().strip()}: wait for it, or "
-                          "give another --run_dir")
+            raise Refused(f"{self.path} is in use by process {self.held.read().strip()}: "
+                          "wait for it, or give another --run_dir")
         self.held.truncate(0)
         self.held.write(f"{os.getpid()}\n")
         self.held.flush()
@@ -143,8 +144,8 @@ class Directory:
             raise Refused(f"{file} is not what this version writes: give another --run_dir")
         step, told = self.state["step"], None
         if step and step["world"] != self.world:
-            told = (f"iteration {step['iteration']}: the {step['phase']} phase starts again, since it ran "
-                    f"on {step['world']} ranks and now there are {self.world}")
+            told = (f"iteration {step['iteration']}: the {step['phase']} phase starts again, "
+                    f"since it ran on {step['world']} ranks and now there are {self.world}")
             self.state["step"] = step = None
         sizes = step["sizes"] if step else self.state["phase_sizes"]
         for name in LOGS:
@@ -154,7 +155,8 @@ class Directory:
             if not step or folder != self._folder(step):
                 shutil.rmtree(folder)
         if step and not all(self._shard(step, r).exists() for r in range(self.world)):
-            raise Refused(f"{self._folder(step)} is incomplete: put back a copy, or give another --run_dir")
+            raise Refused(f"{self._folder(step)} is incomplete: "
+                          "put back a copy, or give another --run_dir")
         for file in self.path.glob("iter*/*.part.jsonl"):
             if [int(file.parent.name[4:]), "curriculum"] in self.state["finished"]:
                 file.unlink()
@@ -166,8 +168,8 @@ class Directory:
     def _cut(self, file, size):
         there = file.stat().st_size if file.exists() else 0
         if there < size:
-            raise Refused(f"{file} has lost lines ({there} of {size} bytes are left): put back a copy, or "
-                          "give another --run_dir")
+            raise Refused(f"{file} has lost lines ({there} of {size} bytes are left): "
+                          "put back a copy, or give another --run_dir")
         if there > size:
             os.truncate(file, size)
         if size:
@@ -197,7 +199,8 @@ class Directory:
         try:
             return load_file(file)
         except SafetensorError as error:
-            raise Refused(f"{file} is damaged ({error}): put back a copy, or give another --run_dir") from None
+            raise Refused(f"{file} is damaged ({error}): "
+                          "put back a copy, or give another --run_dir") from None
 
     def save_step(self, i, phase, done, tensors, patience):
         """Make a finished training step the one that the run resumes from.
@@ -237,7 +240,8 @@ class Directory:
         return self._folder(step) / f"rank{rank}.safetensors"
 
     def _sizes(self):
-        return {name: (self.path / name).stat().st_size for name in LOGS if (self.path / name).exists()}
+        return {name: (self.path / name).stat().st_size
+                for name in LOGS if (self.path / name).exists()}
 
     def _commit(self):
         now = time.time()
@@ -270,8 +274,8 @@ class Directory:
         return read_lines(self.path / name) if (self.path / name).exists() else []
 
     def kept_rows(self, name, size):
-        """What an interrupted phase has written of a .part.jsonl file, cut to whole slices of
-        `size` rows."""
+        """What an interrupted phase has written of a .part.jsonl file,
+        cut to whole slices of `size` rows."""
         rows = self.read_rows(name)
         whole = rows[:len(rows) - len(rows) % size]
         if len(whole) < len(rows):
@@ -315,7 +319,8 @@ class Stopper(threading.Thread):
             ready, _, _ = select.select([self.pipe], [], [], 0.3)
             if ready:
                 self.stop(os.read(self.pipe, 1)[0])
-            elif self.directory.stop_file.exists() or (self.launched and ancestors() != self.ancestors):
+            elif (self.directory.stop_file.exists()
+                  or (self.launched and ancestors() != self.ancestors)):
                 self.stop(signal.SIGTERM)
 
     def stop(self, number):
@@ -331,7 +336,8 @@ class Stopper(threading.Thread):
             except OSError as error:
                 sentence = f"the last step could not be saved ({error})"
         if self.directory.rank == 0:
-            print(f"\nstopped: {sentence}. The same command goes on from there.", file=sys.stderr, flush=True)
+            print(f"\nstopped: {sentence}. The same command goes on from there.",
+                  file=sys.stderr, flush=True)
         os._exit(128 + number)
 
 

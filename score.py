@@ -243,8 +243,8 @@ def mcnemar(only_a, only_b):
 
 
 def ngrams(text):
-    """Runs of NGRAM words of the text, after verify's normalisation; of its first MAX_QUESTION
-    characters."""
+    """Runs of NGRAM words of the text, after verify's normalisation;
+    of its first MAX_QUESTION characters."""
     words = normalise_text(text[:MAX_QUESTION]).split()
     return [tuple(words[i:i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
 

@@ -53,8 +53,8 @@ DOMAIN_SETS = {"all": generator.DOMAINS, "tiny": dict.fromkeys(tiny.NOUNS, 1.0)}
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run, each a flag. Sources: P the paper, C its authors' code, us: our
-    choice."""
+    """All settings of a run, each a flag.
+    Sources: P the paper, C its authors' code, us: our choice."""
 
     preset: str = "paper"                # us
     model: str = "Qwen/Qwen2.5-1.5B-Instruct"   # P; a directory, a hub name, or "tiny"
@@ -71,7 +71,7 @@ class Config:
     pool_size: int = 10_000              # P
     verify_samples: int = 10             # C: Solver samples of a candidate task
     curriculum_size: int = 2000          # P
-    domains: str = "all"                 # P: uniform over 32; "tiny", or a JSON file {domain: weight}
+    domains: str = "all"               # P: uniform over 32; "tiny", or a JSON file {domain: weight}
     tools: str = ""                      # us: a JSON file with your own tools; empty: invented ones
     max_prompt: int = 4096               # us: tokens; longer tasks are dropped, never cut
     max_completion: int = 2048           # C: tokens, in training
@@ -84,7 +84,7 @@ class Config:
     micro_batch: int = 4                 # us: completions per forward pass and rank
     sample_rows: int = 64                # us: samples decoded together on a rank
     gradient_checkpointing: bool = True  # us: trades a second forward pass for memory
-    heldout_tasks: int = 500             # us: tasks of tiny.py, solved greedily after every iteration
+    heldout_tasks: int = 500           # us: tasks of tiny.py, solved greedily after every iteration
     save_every: int = 10                 # us: training steps between two resumable states
     collective_timeout: int = 30         # us: minutes that a rank waits for the others
     deepspeed: str = ""                  # us: a JSON file merged under our DeepSpeed settings
@@ -118,14 +118,14 @@ class Config:
         if not isinstance(weights, dict) or not all(
                 type(w) in (int, float) and 0 <= w < math.inf for w in weights.values()) or not any(
                 weights.values()):
-            raise ValueError(f"{self.domains} must hold one JSON object {{domain: weight}}, weights not "
-                             "negative and not all 0")
+            raise ValueError(f"{self.domains} must hold one JSON object {{domain: weight}}, "
+                             "weights not negative and not all 0")
         return {domain: float(weight) for domain, weight in weights.items()}
 
     @cached_property
     def own_tools(self):
-        """The user's tools in the form of verify.normalise_tool, or None. ValueError names a bad
-        one."""
+        """The user's tools in the form of verify.normalise_tool, or None.
+        ValueError names a bad one."""
         if not self.tools:
             return None
         rows = read_user_json(self.tools)
@@ -167,9 +167,9 @@ def self_play(run):
     """The whole of Tool-R0."""
     run.once(0, "evaluation", evaluate)
     for i in range(1, run.config.iterations + 1):
-        run.once(i, "generator", train_generator)      # 1. learn to write tasks at the Solver's edge
-        run.once(i, "curriculum", build_curriculum)    # 2. write many, keep the sound and the gradable
-        run.once(i, "solver", train_solver)            # 3. learn to solve them, easy to hard
+        run.once(i, "generator", train_generator)     # 1. learn to write tasks at the Solver's edge
+        run.once(i, "curriculum", build_curriculum)   # 2. write many, keep the sound and gradable
+        run.once(i, "solver", train_solver)           # 3. learn to solve them, easy to hard
         run.once(i, "evaluation", evaluate)
 
 
@@ -184,8 +184,8 @@ def train_generator(run, i):
         rng = random.Random(f"{config.seed} {i} generator {step}")
         specs = [generator.sample_spec(rng, config.domain_weights, config.own_tools)
                  for _ in range(config.generator_prompts)]
-        groups = run.sample(run.actor, [generator.prompt(spec) for spec in specs], config.group_size,
-                            (i, "generator", step), 1.0, config.max_completion)
+        groups = run.sample(run.actor, [generator.prompt(spec) for spec in specs],
+                            config.group_size, (i, "generator", step), 1.0, config.max_completion)
         specs = [spec for spec in specs for _ in range(config.group_size)]
         drafts = [generator.read(rollout.text, spec.menu)
                   for spec, rollout in zip(specs, flat(groups))]
@@ -227,14 +227,15 @@ def diversity_metrics(drafts, tasks):
     domains = Counter(task.spec["domain"] for task in there)
     return {"distinct_questions": len(set(questions)) / len(questions) if questions else 1.0,
             "distinct_signatures": len({signature(task) for task in there}) / max(1, len(there)),
-            "domain_entropy": -sum(n / len(there) * math.log(n / len(there)) for n in domains.values()),
+            "domain_entropy": -sum(n / len(there) * math.log(n / len(there))
+                                   for n in domains.values()),
             "spec_tools": mean([len(task.tools) == task.spec["tools"] for task in there] or [0.0]),
             "spec_calls": mean([len(task.answer) == task.spec["calls"] for task in there] or [0.0])}
 
 
 def probe(run, tasks, key):
-    """Pass rate of each task on K Solver samples (Eq. 3); None where there is no task, or none that
-    fits."""
+    """Pass rate of each task on K Solver samples (Eq. 3);
+    None where there is no task, or none that fits."""
     chosen = [n for n, task in enumerate(tasks) if task and run.fits(task)]
     rates = [None] * len(tasks)
     for n, p in zip(chosen, pass_rates(run, [tasks[n] for n in chosen], run.config.probes, key)):
@@ -244,8 +245,9 @@ def probe(run, tasks, key):
 
 def pass_rates(run, tasks, samples, key, first=0):
     """The frozen Solver's pass rate on each task; `first` is the index of the first one."""
-    groups = run.sample(run.opponent, [solver.prompt(task.question, task.tools) for task in tasks], samples,
-                        key, run.config.probe_temperature, run.config.max_verify, "probing", first)
+    groups = run.sample(run.opponent, [solver.prompt(task.question, task.tools) for task in tasks],
+                        samples, key, run.config.probe_temperature, run.config.max_verify,
+                        "probing", first)
     return [curriculum.pass_rate([rollout.text for rollout in group], task.answer)
             for group, task in zip(groups, tasks)]
 
@@ -266,8 +268,8 @@ def judge(run, tasks):
 
 
 def build_curriculum(run, i):
-    """Phase 2: the trained Generator writes a pool; the sound, fresh, solvable tasks become a
-    curriculum."""
+    """Phase 2: the trained Generator writes a pool;
+    the sound, fresh, solvable tasks become a curriculum."""
     config = run.config
     rng = random.Random(f"{config.seed} {i} pool")
     specs = [generator.sample_spec(rng, config.domain_weights, config.own_tools)
@@ -291,12 +293,14 @@ def build_curriculum(run, i):
     write_examples(run, i, chosen)
     dropped = Counter(reason for reason in reasons if reason)
     run.log(i, "curriculum", config.pool_size, {
-        "funnel": {"pool": len(texts), **dropped, "survivors": len(graded), "curriculum": len(chosen)},
+        "funnel": {"pool": len(texts), **dropped,
+                   "survivors": len(graded), "curriculum": len(chosen)},
         "buckets": Counter(task.bucket for task in chosen),
         "mean_pass_rate": mean([task.pass_rate for task in chosen] or [0.0]),
         **diversity_metrics(drafts, tasks)})
     if len(chosen) < config.curriculum_size:
-        run.say(f"iteration {i}: {len(chosen)} of {config.curriculum_size} wanted tasks survived; dropped: "
+        run.say(f"iteration {i}: {len(chosen)} of {config.curriculum_size} wanted tasks survived; "
+                "dropped: "
                 + ", ".join(f"{count} {reason}" for reason, count in dropped.most_common()))
 
 
@@ -331,15 +335,16 @@ def write_pool(run, i, specs):
 
 
 def grade(run, i, tasks, reasons):
-    """Cross-verification and grading: sets pass_rate and bucket of each task, or its reason to be
-    dropped."""
+    """Cross-verification and grading: sets pass_rate and bucket of each task,
+    or its reason to be dropped."""
     config, name = run.config, f"iter{i}/verify.part.jsonl"
     chosen = [task for task, reason in zip(tasks, reasons) if reason is None]
     size = run.slice_size(config.verify_samples)
     rates = run.files.kept_rows(name, size)
     with run.bar(i, "verify", len(chosen), len(rates)) as bar:
         for start in range(len(rates), len(chosen), size):
-            new = pass_rates(run, chosen[start:start + size], config.verify_samples, (i, "verify"), start)
+            new = pass_rates(run, chosen[start:start + size], config.verify_samples,
+                             (i, "verify"), start)
             run.files.append(name, *new)
             rates += new
             run.advance(bar, len(new))
@@ -371,16 +376,19 @@ def train_solver(run, i):
         plan = curriculum.spread(len(tasks), config.solver_steps, config.solver_prompts)
         for step in run.steps(i, "solver", config.solver_steps):
             batch = [tasks[n] for n in plan[step]]
-            groups = run.sample(run.actor, [solver.prompt(task.question, task.tools) for task in batch],
-                                config.group_size, (i, "solver", step), 1.0, config.max_completion)
+            groups = run.sample(
+                run.actor, [solver.prompt(task.question, task.tools) for task in batch],
+                config.group_size, (i, "solver", step), 1.0, config.max_completion)
             golds = [task.answer for task in batch for _ in range(config.group_size)]
             texts = [rollout.text for rollout in flat(groups)]
-            parts = [solver.reward(text, gold, config.strict_values) for text, gold in zip(texts, golds)]
+            parts = [solver.reward(text, gold, config.strict_values)
+                     for text, gold in zip(texts, golds)]
             run.learn(i, "solver", step, groups, parts, {
                 "right": mean(map(solver.is_right, texts, golds)),
                 "task_pass_rate": mean(task.pass_rate for task in batch)})
     else:
-        run.say(f"iteration {i}: no task survived, so the Solver stays as it is: see iter{i}/pool.jsonl")
+        run.say(f"iteration {i}: no task survived, so the Solver stays as it is: "
+                f"see iter{i}/pool.jsonl")
     run.save("solver", i)
 
 
@@ -389,9 +397,10 @@ def evaluate(run, i):
     run.freeze_solver(run.solver(i))
     tasks = tiny.heldout(run.config.heldout_tasks)
     with run.timed("sampling"):
-        answers = evaluation.solve(run.opponent, tasks, run.config.max_verify, run.config.sample_rows)
-    rows = [{"question": task.question, "tools": task.tools, "gold": task.answer, "answer": answer.text,
-             "error": evaluation.error_class(answer.text, task.answer)}
+        answers = evaluation.solve(run.opponent, tasks,
+                                   run.config.max_verify, run.config.sample_rows)
+    rows = [{"question": task.question, "tools": task.tools, "gold": task.answer,
+             "answer": answer.text, "error": evaluation.error_class(answer.text, task.answer)}
             for task, answer in zip(tasks, answers)]
     run.files.write_rows(f"iter{i}/heldout.jsonl", rows)
     examples = run.files.read_rows(f"iter{i}/examples.jsonl")
@@ -426,11 +435,12 @@ class Run:
             files: run.Directory.
             score_ids: token ids of the judge's scores 1..5.
         """
-        self.config, self.files, self.tokenizer, self.score_ids = config, files, tokenizer, score_ids
+        self.config, self.files, self.tokenizer, self.score_ids = (
+            config, files, tokenizer, score_ids)
         self.rank, self.world = files.rank, files.world
         dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
         self.trainer = grpo.Trainer(lms.build(config.base, dtype, device), config)
-        self.actor = lms.load(config.base, tokenizer, dtype, device)       # samples as the trained role
+        self.actor = lms.load(config.base, tokenizer, dtype, device)       # plays the trained role
         self.opponent = lms.load(config.base, tokenizer, dtype, device)    # the frozen Solver
         self.done = None                      # (iteration, phase, finished steps) while training
         self.tokens, self.seconds, self.said = 0, Counter(), set()
@@ -440,7 +450,8 @@ class Run:
 
     def generator(self, i):
         """Checkpoint of Generator i; the base for i = 0, or always where it is frozen."""
-        return self.config.base if i == 0 or self.config.freeze_generator else self._checkpoint(i, "generator")
+        return (self.config.base if i == 0 or self.config.freeze_generator
+                else self._checkpoint(i, "generator"))
 
     def solver(self, i):
         """Checkpoint of Solver i; the base for i = 0."""
@@ -475,8 +486,8 @@ class Run:
         return SLICE * max(1, self.config.sample_rows // samples)
 
     def sample(self, lm, chats, samples, key, temperature, max_tokens, kind="sampling", first=0):
-        """model.sample for chat messages, with the run's seed in the key; time and tokens are
-        counted."""
+        """model.sample for chat messages, with the run's seed in the key;
+        time and tokens are counted."""
         with self.timed(kind):
             groups = lms.sample(lm, [self.encode(chat) for chat in chats], samples,
                                 (self.config.seed, *key), temperature, max_tokens,
@@ -524,8 +535,8 @@ class Run:
                 "prompt": self.tokenizer.decode(rollouts[n].prompt), "text": rollouts[n].text})
 
     def _warn(self, i, phase, step, reward_PG, metrics):
-        """Say in words, once a phase, when a step taught nothing or the Generator collapses. The
-        run goes on."""
+        """Say in words, once a phase, when a step taught nothing or the Generator collapses.
+        The run goes on."""
         where = f"iteration {i} {phase} step {step}"
         if metrics["dead_groups"] == 1 and self._first((i, phase, "dead")):
             values = Counter(round(row[0].item(), 3) for row in reward_PG)
@@ -533,8 +544,9 @@ class Run:
                 f"{count} of {len(reward_PG)} groups have only the reward {value}"
                 for value, count in values.most_common()))
         if metrics.get("distinct_questions", 1) < COLLAPSED and self._first((i, phase, "collapse")):
-            self.say(f"{where}: only {100 * metrics['distinct_questions']:.0f} % of the {reward_PG.numel()} "
-                     "questions differ: the Generator is collapsing, see samples.jsonl")
+            self.say(f"{where}: only {100 * metrics['distinct_questions']:.0f} % of the "
+                     f"{reward_PG.numel()} questions differ: the Generator is collapsing, "
+                     "see samples.jsonl")
 
     def _first(self, key):
         fresh = key not in self.said
@@ -580,7 +592,8 @@ class Run:
                 return_memory()
                 seconds = time.time() - started
                 self.files.append("timings.jsonl", {
-                    "iteration": i, "phase": phase, "step": step, "seconds": seconds, **self.seconds,
+                    "iteration": i, "phase": phase, "step": step,
+                    "seconds": seconds, **self.seconds,
                     "sampled_tokens_per_second": (self.tokens - before) / seconds,
                     "peak_memory_mib": peak_memory(), "resident_memory_mib": resident_memory()})
                 self.advance(bar, 1, reward=f"{self.latest['reward']:.2f}")
@@ -595,7 +608,8 @@ class Run:
             return "what is finished is saved"
         i, phase, done = self.done
         saved = self.files.done_steps(i, phase)
-        if done > saved and self.files.save_step(i, phase, done, self.trainer.state(), SAVE_SECONDS):
+        if done > saved and self.files.save_step(i, phase, done, self.trainer.state(),
+                                                 SAVE_SECONDS):
             saved = done
         return f"iteration {i} {phase} is saved after {saved} steps"
 
@@ -619,10 +633,11 @@ class Run:
 
     def say_iteration(self, i, accuracy):
         """The one line of an iteration."""
-        funnels = [row["funnel"] for row in self.files.read_rows("metrics.jsonl")
-                   if (row["iteration"], row["phase"]) == (i, "curriculum")] if self.rank == 0 else []
-        pool = "".join(f" | pool {funnel['pool']} -> sound and solvable {funnel['survivors']} -> curriculum "
-                       f"{funnel['curriculum']}" for funnel in funnels)
+        funnels = ([row["funnel"] for row in self.files.read_rows("metrics.jsonl")
+                    if (row["iteration"], row["phase"]) == (i, "curriculum")]
+                   if self.rank == 0 else [])
+        pool = "".join(f" | pool {funnel['pool']} -> sound and solvable {funnel['survivors']} "
+                       f"-> curriculum {funnel['curriculum']}" for funnel in funnels)
         self.say(f"iteration {i}: held-out accuracy {100 * accuracy:.1f} %{pool or ' (base)'}")
 
     def bar(self, i, what, total, done=0):
@@ -704,8 +719,8 @@ def read_user_json(path):
 
 
 def parse(argv):
-    """(Config, action) from the command line: the preset, with the flags that were given over
-    it."""
+    """(Config, action) from the command line:
+    the preset, with the flags that were given over it."""
     parser = OneLineParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
     parser.add_argument("--check", dest="action", action="store_const", const="check",
@@ -715,9 +730,11 @@ def parse(argv):
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)     # the launcher passes it
     for field in dataclasses.fields(Config):
         if field.name != "preset":
-            switch = dict(type=boolean, nargs="?", const=True) if field.type is bool else dict(type=field.type)
-            parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS, **switch,
-                                help=f"{sources()[field.name]} (paper: {field.default})".replace("%", "%%"))
+            switch = (dict(type=boolean, nargs="?", const=True) if field.type is bool
+                      else dict(type=field.type))
+            parser.add_argument(
+                f"--{field.name}", default=argparse.SUPPRESS, **switch,
+                help=f"{sources()[field.name]} (paper: {field.default})".replace("%", "%%"))
     given = vars(parser.parse_args(argv))
     given.pop("local_rank")
     action = given.pop("action")
@@ -743,7 +760,8 @@ def find_problem(config):
             return f"--{name} is {getattr(config, name)!r}: choose {' or '.join(choices)}"
     if config.shared_weights and config.freeze_generator:
         return "--shared_weights and --freeze_generator exclude each other"
-    for name, read in (("domains", lambda: config.domain_weights), ("tools", lambda: config.own_tools),
+    for name, read in (("domains", lambda: config.domain_weights),
+                       ("tools", lambda: config.own_tools),
                        ("deepspeed", lambda: grpo.read_user_config(config))):
         try:
             read()
@@ -770,14 +788,16 @@ def directory_problem(config):
     except (Refused, KeyError, TypeError):
         return f"{file} is damaged: put back a copy, or give another --run_dir"
     now = record(config)
-    differing = [f"--{name} was {flags.get(name)!r} and is {value!r}" for name, value in now["config"].items()
+    differing = [f"--{name} was {flags.get(name)!r} and is {value!r}"
+                 for name, value in now["config"].items()
                  if name not in CHANGEABLE and flags.get(name) != value]
     if flags["iterations"] > config.iterations:
         differing.append(f"--iterations was {flags['iterations']} and is {config.iterations}")
     differing += [f"the file of --{name} has changed" for name, value in now["files"].items()
                   if contents.get(name) != value]
     if differing:
-        return f"{config.path} holds a run with other settings: {'; '.join(differing)}. Give another --run_dir"
+        return (f"{config.path} holds a run with other settings: {'; '.join(differing)}. "
+                "Give another --run_dir")
     return None
 
 
@@ -825,7 +845,8 @@ def open_directory(config, needed):
     holder = on_rank0(lambda: (files.path / "lock").read_text())
     blind = [None] * files.world
     lock = files.path / "lock"
-    blind[files.rank] = None if lock.exists() and lock.read_text() == holder else socket.gethostname()
+    blind[files.rank] = (None if lock.exists() and lock.read_text() == holder
+                         else socket.gethostname())
     if files.world > 1:
         dist.all_gather_object(blind, blind[files.rank])
     if any(blind):
@@ -842,8 +863,10 @@ def start(config):
     """The run, or what is left of it."""
     try:
         tokenizer = lms.load_tokenizer(config.base)
-        score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(tiny.heldout(1)[0]), curriculum.SCORES)
-        parameters = check.count_parameters(AutoConfig.from_pretrained(lms.checkpoint_files(config.base)[0]))
+        score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(tiny.heldout(1)[0]),
+                                   curriculum.SCORES)
+        parameters = check.count_parameters(
+            AutoConfig.from_pretrained(lms.checkpoint_files(config.base)[0]))
     except ValueError as error:
         raise Refused(f"--model {config.model}: {error}") from None
     device = grpo.init_distributed(config.collective_timeout)
@@ -874,19 +897,21 @@ def unharmed(run):
             "iteration": i, "phase": phase, "step": step, "rank": run.rank, "what": str(error),
             "samples": [{"prompt": run.tokenizer.decode(rollout.prompt), "text": rollout.text,
                          "ids": rollout.ids} for rollout in error.rollouts]})
-        fail(run, f"{error} is not finite in iteration {i}, {phase} step {step}, rank {run.rank}: the samples "
-                  f"are in {run.files.path / name}. Nothing was learned from them.")
+        fail(run, f"{error} is not finite in iteration {i}, {phase} step {step}, rank {run.rank}: "
+                  f"the samples are in {run.files.path / name}. Nothing was learned from them.")
     except lms.BadCheckpoint as error:
         raise Refused(f"{error}: put back a copy, or give another --run_dir") from None
     except OSError as error:
-        fail(run, f"{error.filename or run.files.path} cannot be written: {error.strerror}. {again}")
+        fail(run, f"{error.filename or run.files.path} cannot be written: {error.strerror}. "
+                  f"{again}")
     except RuntimeError as error:
         # Another rank ended: either the run is being stopped, or it died.
         if run.stopper.stopping.wait(2):
             run.stopper.join()
         if run.world == 1 or not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        fail(run, f"rank {run.rank} lost another rank ({str(error).splitlines()[0][:200]}). {again}")
+        fail(run, f"rank {run.rank} lost another rank ({str(error).splitlines()[0][:200]}). "
+                  f"{again}")
 
 
 def fail(run, message):

@@ -3,9 +3,9 @@ that it was pretrained on.
 
 It stands in for a weak instruction-tuned LLM. Through exactly the prompts that a large model gets
 it speaks all three roles (Generator, Solver, judge). It knows how to do the job, and mostly does
-not do it: in most domains its prevailing habit is wrong (prose, another call syntax, the wrong tool, a
-missing argument, a missing tag), and the rest of the time it answers well. Self-play has to find
-the right behaviour and strengthen it.
+not do it: in most domains its prevailing habit is wrong (prose, another call syntax, the wrong
+tool, a missing argument, a missing tag), and the rest of the time it answers well. Self-play has
+to find the right behaviour and strengthen it.
 
     python tiny.py        # rebuilds tiny/ from nothing: about 25 minutes on two cores
 
@@ -70,26 +70,26 @@ PHRASES = {
     "time": " at ", "count": " with a count of ", "code": " under code ", "level": " with level ",
     "topic": " about ",
 }
-CITIES = """Oslo Rome Paris Lima Cairo Tokyo Delhi Madrid Berlin Vienna Dublin Lisbon Prague Athens Warsaw
-    Boston Denver Dallas Miami Seattle Chicago Austin Toronto Quito Havana Nairobi Accra Lagos Tunis
-    Zurich Geneva Munich Milan Naples Turin Porto Seville Lyon Nice Bergen Malmo Riga Vilnius Sofia
-    Zagreb Bern Ghent Leeds York Perth Sydney Hanoi Manila Seoul Osaka Kyoto Busan Mumbai Jaipur
-    Lahore""".split()
-PEOPLE = """Anna Ben Carla David Emma Felix Grace Hugo Iris Jack Kara Leo Mia Noah Olga Paul Quinn Rosa Sam
-    Tina Umar Vera Will Xena Yara Zoe Adam Bella Chris Diana Eric Fiona George Helen Ivan Julia
-    Kevin Laura Mark Nina Oscar Petra Ravi Sofie Tom Ursula Victor Wanda Yusuf Zara""".split()
-TOPICS = """music painting taxes sailing gardening robots history chess cooking poetry planets oceans volcanoes
-    dinosaurs castles bridges coffee cheese wine bread cycling hiking skiing tennis football yoga
-    dancing theatre insects birds horses whales forests deserts rivers islands computers rockets
-    trains clocks""".split()
+CITIES = """Oslo Rome Paris Lima Cairo Tokyo Delhi Madrid Berlin Vienna Dublin Lisbon Prague Athens
+    Warsaw Boston Denver Dallas Miami Seattle Chicago Austin Toronto Quito Havana Nairobi Accra
+    Lagos Tunis Zurich Geneva Munich Milan Naples Turin Porto Seville Lyon Nice Bergen Malmo Riga
+    Vilnius Sofia Zagreb Bern Ghent Leeds York Perth Sydney Hanoi Manila Seoul Osaka Kyoto Busan
+    Mumbai Jaipur Lahore""".split()
+PEOPLE = """Anna Ben Carla David Emma Felix Grace Hugo Iris Jack Kara Leo Mia Noah Olga Paul Quinn
+    Rosa Sam Tina Umar Vera Will Xena Yara Zoe Adam Bella Chris Diana Eric Fiona George Helen Ivan
+    Julia Kevin Laura Mark Nina Oscar Petra Ravi Sofie Tom Ursula Victor Wanda Yusuf Zara""".split()
+TOPICS = """music painting taxes sailing gardening robots history chess cooking poetry planets
+    oceans volcanoes dinosaurs castles bridges coffee cheese wine bread cycling hiking skiing tennis
+    football yoga dancing theatre insects birds horses whales forests deserts rivers islands
+    computers rockets trains clocks""".split()
 LEVELS = "low medium high urgent critical".split()
 OPENINGS = ("Please ", "Can you ", "I need you to ", "I want to ", "Could you ", "Help me to ")
 AND_ALSO, AGENT = " and also ", "\nAgent: Anything else?\nUser: Yes,"
 
 
 def is_reserved(verb, noun):
-    """One (verb, noun) pair in five never occurs in pretraining: the held-out tasks call these
-    tools."""
+    """One (verb, noun) pair in five never occurs in pretraining:
+    the held-out tasks call these tools."""
     return zlib.crc32(f"{verb}_{noun}".encode()) % 5 == 0
 
 
@@ -123,9 +123,9 @@ def make_tool(domain, verb, noun):
 
 
 def sample_task(rng, spec, heldout=False):
-    """A sound task of the world for a generator.Spec. The menu is sorted by name; its other tools
-    share a verb or a noun with a called one. The called pairs are reserved ones if `heldout`; else
-    no pair is."""
+    """A sound task of the world for a generator.Spec. The menu is sorted by name;
+    its other tools share a verb or a noun with a called one.
+    The called pairs are reserved ones if `heldout`; else no pair is."""
     pairs = [(v, n) for d, v, n in PAIRS if d == spec.domain and (heldout or not is_reserved(v, n))]
     called = rng.sample([pair for pair in pairs if is_reserved(*pair) == heldout], spec.calls)
     near = [(v, n) for v, n in pairs if (v, n) not in called
@@ -135,7 +135,8 @@ def sample_task(rng, spec, heldout=False):
     calls = [{"name": tool["name"],
               "arguments": {name: sample_value(rng, KIND_OF[name]) for name in tool["parameters"]}}
              for tool in tools[:spec.calls]]
-    return Task(question(rng, calls, spec.context), sorted(tools, key=lambda tool: tool["name"]), calls,
+    return Task(question(rng, calls, spec.context),
+                sorted(tools, key=lambda tool: tool["name"]), calls,
                 {"domain": spec.domain, "context": spec.context,
                  "tools": spec.tools, "calls": spec.calls})
 
@@ -192,7 +193,8 @@ def plan(calls):
 def python_syntax(calls):
     """The calls as Python would write them: not JSON."""
     return "[" + "; ".join(f"{call['name']}(" + ", ".join(
-        f"{name}={value}" for name, value in call["arguments"].items()) + ")" for call in calls) + "]"
+        f"{name}={value}" for name, value in call["arguments"].items()) + ")"
+        for call in calls) + "]"
 
 
 def solver_text(rng, task, style="right"):
@@ -209,7 +211,8 @@ def solver_text(rng, task, style="right"):
         calls[0]["name"] = next(tool["name"] for tool in task.tools if tool["name"] not in names)
     think = f"<think>{plan(calls)}</think>\n"
     answer = python_syntax(calls) if style == "python" else json.dumps(calls)
-    return think + (answer if style == "untagged" else f"<tool_call_answer>{answer}</tool_call_answer>")
+    return think + (answer if style == "untagged"
+                    else f"<tool_call_answer>{answer}</tool_call_answer>")
 
 
 def generator_text(rng, task, style="right"):
@@ -234,7 +237,8 @@ def judge_example(rng, task):
     call = rng.choice(task.answer)
     damage = rng.choice(("name", "value", "missing"))
     if damage == "name":
-        call["name"] = rng.choice([tool["name"] for tool in task.tools if tool["name"] != call["name"]])
+        call["name"] = rng.choice([tool["name"] for tool in task.tools
+                                   if tool["name"] != call["name"]])
     elif damage == "value":
         name = rng.choice(list(call["arguments"]))
         old = call["arguments"][name]
@@ -272,17 +276,19 @@ def example(rng, habits, ease=0.0):
 
 
 def heldout(size=HELDOUT_TASKS):
-    """The held-out tasks: called tools, menus and values in combinations that pretraining never
-    showed."""
+    """The held-out tasks: called tools, menus and values in combinations
+    that pretraining never showed."""
     rng = random.Random("held-out")
     domains = dict.fromkeys(NOUNS, 1.0)
-    return [sample_task(rng, generator.sample_spec(rng, domains), heldout=True) for _ in range(size)]
+    return [sample_task(rng, generator.sample_spec(rng, domains), heldout=True)
+            for _ in range(size)]
 
 
 # ---------------------------------------------------------------------------------------------
 # Tokenizer and model
 
-CHAT_TEMPLATE = ("{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+CHAT_TEMPLATE = ("{% for message in messages %}"
+                 "<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
                  "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
 # <|endoftext|> pads: transformers adds it to whatever tokenizer a Qwen2 model has.
 SPECIAL = ["<|endoftext|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -291,15 +297,16 @@ SPECIAL = ["<|endoftext|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 def vocabulary():
     """Strings that are one token each, beside the 256 bytes: words, phrases with their blanks,
     pieces of JSON between two names or values, and the constant texts of the prompts."""
-    words = [*VERBS, *map(str.capitalize, VERBS), *itertools.chain(*NOUNS.values()), *KIND_OF, *CITIES,
-             *PEOPLE, *TOPICS, *LEVELS, *generator.DOMAINS, *(f"{n:02}" for n in range(60)),
-             *(f"{verb}_" for verb in VERBS)]
+    words = [*VERBS, *map(str.capitalize, VERBS), *itertools.chain(*NOUNS.values()), *KIND_OF,
+             *CITIES, *PEOPLE, *TOPICS, *LEVELS, *generator.DOMAINS,
+             *(f"{n:02}" for n in range(60)), *(f"{verb}_" for verb in VERBS)]
     phrases = [*PHRASES.values(), *OPENINGS, AND_ALSO, AGENT, "User: ", " a ", "2026-",
                "Sure, I will ", " for you.", "Tools: ", ". Calls: ", " with ", ", ", "; "]
     kinds = ('{"type": "string"}', '{"type": "integer"}')
     scaffolding = ['[{"name": "', '"}}, {"name": "', '}}, {"name": "', '"]}, {"name": "', '"]}]',
-                   '", "description": "', '.", "parameters": {"', '", "arguments": {"', '", "', '": "',
-                   '": ', ', "', '"}}]', '}}]', '", "arguments": {}}', '", "arguments": {}}]']
+                   '", "description": "', '.", "parameters": {"', '", "arguments": {"', '", "',
+                   '": "', '": ', ', "', '"}}]', '}}]', '", "arguments": {}}',
+                   '", "arguments": {}}]']
     scaffolding += [f'": {kind}{end}' for kind in kinds for end in (', "', '}, "required": ["')]
     tags = [f"<{tag}>" for tag in generator.TAGS] + [f"</{tag}>" for tag in generator.TAGS]
     tags += [tag + "\n" for tag in tags if tag.startswith("</")]
@@ -324,8 +331,9 @@ def build_tokenizer():
     core.add_special_tokens([AddedToken(token, normalized=False, special=True)
                              for token in SPECIAL])
     core.add_tokens([AddedToken(token, normalized=False) for token in vocabulary()])
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|end|>",
-                                   chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|endoftext|>",
+                                   eos_token="<|end|>", chat_template=CHAT_TEMPLATE,
+                                   clean_up_tokenization_spaces=False)
 
 
 def build_model(tokenizer):
@@ -353,7 +361,8 @@ def batches(rng, tokenizer, habits, steps):
         rows = []
         for _ in range(group * BATCH):
             messages, completion = example(rng, habits, ease)
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(messages, tokenize=False,
+                                                 add_generation_prompt=True)
             prompt = tokenizer.encode(text, add_special_tokens=False)
             answer = tokenizer.encode(completion, add_special_tokens=False)
             rows.append((prompt + answer + [tokenizer.eos_token_id], len(prompt)))

@@ -26,8 +26,8 @@ MAX_QUESTION = 20_000    # characters: unicodedata.normalize is quadratic on com
 MAX_ITEMS = 64           # calls in an answer, tools in a menu, arguments in a call
 
 PRIMITIVE_TYPES = {"string", "integer", "number", "boolean", "str", "int", "float", "bool"}
-GENERIC_NAMES = {"tool", "function", "api", "name", "tool_name", "function_name", "my_tool", "example",
-                 "example_tool", "test", "tool1", "tool2", "tool_1", "tool_2", "string"}
+GENERIC_NAMES = {"tool", "function", "api", "name", "tool_name", "function_name", "my_tool",
+                 "example", "example_tool", "test", "tool1", "tool2", "tool_1", "tool_2", "string"}
 
 
 @dataclass
@@ -231,7 +231,8 @@ def normalise_tool(element):
     if not _all_dicts(parameters):
         return None
     description = element.get("description")
-    return {"name": name.strip(), "description": description if isinstance(description, str) else "",
+    return {"name": name.strip(),
+            "description": description if isinstance(description, str) else "",
             "parameters": parameters, "required": list(dict.fromkeys(required))}
 
 
@@ -408,15 +409,17 @@ def call_problem(calls, tools):
 
 
 def required_given(call, menu):
-    """Does the call's tool stand in the menu {name: tool}, with all its required arguments
-    given?"""
+    """Does the call's tool stand in the menu {name: tool},
+    with all its required arguments given?"""
     return call["name"] in menu and set(menu[call["name"]]["required"]) <= set(call["arguments"])
 
 
 _ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
          "fifteen sixteen seventeen eighteen nineteen").split()
-_TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10)))
-_WORD_OF = {str(n): word for n, word in enumerate(_ONES)} | {str(n): word for word, n in _TENS.items()}
+_TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(),
+                 range(20, 100, 10)))
+_WORD_OF = ({str(n): word for n, word in enumerate(_ONES)}
+            | {str(n): word for word, n in _TENS.items()})
 _DIGITS_OF = {word: digits for digits, word in _WORD_OF.items()}
 
 

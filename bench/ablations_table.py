@@ -9,16 +9,18 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-PAPER = {"full": "47.84", "shared_weights": "30.42", "freeze_generator": "41.65", "no_difficulty": "43.54",
-         "rectangular_band": "44.10"}
-WORDS = {"full": "full", "shared_weights": "one policy for both roles", "freeze_generator": "frozen Generator",
-         "no_difficulty": "no difficulty reward", "rectangular_band": "rectangular band",
+PAPER = {"full": "47.84", "shared_weights": "30.42", "freeze_generator": "41.65",
+         "no_difficulty": "43.54", "rectangular_band": "44.10"}
+WORDS = {"full": "full", "shared_weights": "one policy for both roles",
+         "freeze_generator": "frozen Generator", "no_difficulty": "no difficulty reward",
+         "rectangular_band": "rectangular band",
          "shuffled_order": "shuffled order", "no_judge": "no judge", "no_grounding": "no grounding",
          "no_cross_verification": "no cross-verification", "strict_values": "strict value shares"}
 
 
 def row(name, folder):
-    """Markdown row of a variant: mean and standard deviation, in %, of base, each iteration and curricula."""
+    """Markdown row of a variant: mean and standard deviation, in %,
+    of base, each iteration and curricula."""
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}-*/summary.json"))]
     if not runs:
         return None
@@ -26,7 +28,8 @@ def row(name, folder):
     cells = [f"{mean(column):.1f}" + (f" ± {stdev(column):.1f}" if i and len(runs) > 1 else "")
              for i, column in enumerate(columns)]
     sizes = [size["curriculum"] for run in runs for size in run["funnel"]]
-    return f"| {WORDS[name]} | {' | '.join(cells)} | {mean(sizes):.0f} | {PAPER.get(name, '')} | {len(runs)} |"
+    return (f"| {WORDS[name]} | {' | '.join(cells)} | {mean(sizes):.0f} | {PAPER.get(name, '')} "
+            f"| {len(runs)} |")
 
 
 def main(folder):

@@ -56,8 +56,8 @@ def load_judge():
 
 
 def respellings(gold, accepted, rng):
-    """{kind: calls}: answers that differ from the gold in form, of which the judges may think
-    differently."""
+    """{kind: calls}: answers that differ from the gold in form,
+    of which the judges may think differently."""
     found = {"gold": gold, "calls reversed": gold[::-1]}
     n = rng.randrange(len(gold))
     values = gold[n]["arguments"]

@@ -10,17 +10,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--iterations", 1, "--generator_steps", 4, "--solver_steps", 3, "--generator_prompts", 3,
-         "--solver_prompts", 3, "--group_size", 4, "--probes", 2, "--pool_size", 48, "--sample_rows", 16,
-         "--verify_samples", 4, "--curriculum_size", 8, "--heldout_tasks", 16, "--save_every", 2]
+         "--solver_prompts", 3, "--group_size", 4, "--probes", 2, "--pool_size", 48,
+         "--sample_rows", 16, "--verify_samples", 4, "--curriculum_size", 8,
+         "--heldout_tasks", 16, "--save_every", 2]
 
 
 def start(*command, **options):
     """A command in the project's directory, in a process group of its own."""
     env = {name: value for name, value in os.environ.items()
-           if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+           if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE",
+                           "MASTER_ADDR", "MASTER_PORT")}
     env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([str(part) for part in command], cwd=ROOT, env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **options)
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            start_new_session=True, **options)
 
 
 def call(*command, ok=True, **options):

@@ -1,4 +1,5 @@
-"""Run by test_grpo.py, once on one rank and once on two: GRPO steps from the same weights and samples.
+"""Run by test_grpo.py, once on one rank and once on two:
+GRPO steps from the same weights and samples.
 
 Saves the gradients (from Adam's first moment), the weights before and after, and the sampled ids.
 """
@@ -26,19 +27,22 @@ def main():
     results = {"ids": [[rollout.ids for rollout in group] for group in groups]}
     for dtype in ("fp32", "bf16"):
         for micro_batch in (12, 3):
-            config = SimpleNamespace(learning_rate=1e-3, dtype=dtype, max_grad_norm=1e9, epsilon=0.2,
-                                     micro_batch=micro_batch, inner_updates=1, gradient_checkpointing=False,
-                                     deepspeed="", assert_invariants=False)
+            config = SimpleNamespace(learning_rate=1e-3, dtype=dtype, max_grad_norm=1e9,
+                                     epsilon=0.2, micro_batch=micro_batch, inner_updates=1,
+                                     gradient_checkpointing=False, deepspeed="",
+                                     assert_invariants=False)
             trainer = grpo.Trainer(lms.build(tiny.PATH), config)
             trainer.load(lms.read_weights(tiny.PATH))
             before = trainer.weights()
             metrics = trainer.update(trainer.backward(groups, reward_PG), 1e-3)
-            gradient = {name: safe_get_full_optimizer_state(p, "exp_avg").cpu() * 10     # 1 / (1 - beta1)
-                        for name, p in trainer.parameters()}
+            gradient = {  # 10 = 1 / (1 - beta1)
+                name: safe_get_full_optimizer_state(p, "exp_avg").cpu() * 10
+                for name, p in trainer.parameters()}
             copy = lms.load(tiny.PATH, tokenizer).model
             trainer.copy_to(copy)
-            results[dtype, micro_batch] = dict(before=before, after=trainer.weights(), gradient=gradient,
-                                               metrics=metrics, copy=dict(copy.state_dict()))
+            results[dtype, micro_batch] = dict(
+                before=before, after=trainer.weights(), gradient=gradient,
+                metrics=metrics, copy=dict(copy.state_dict()))
             trainer.load(lms.read_weights(tiny.PATH))
             again = trainer.update(trainer.backward(groups, reward_PG), 1e-3)
             results[dtype, micro_batch]["again"] = again

@@ -57,8 +57,8 @@ FRAGMENTS = [
 
 
 def check(text):
-    """Every public function that takes model text, on one text. Returns what was reached: a set of
-    names."""
+    """Every public function that takes model text, on one text.
+    Returns what was reached: a set of names."""
     reached = check_json(text) | check_solver(text) | check_generator(text)
     stripped = verify.strip_fence(text)
     assert len(stripped) <= len(text)

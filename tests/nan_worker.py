@@ -1,4 +1,5 @@
-"""Run by test_resume.py: selfplay.py with a reward that is NaN once, in the second Generator step."""
+"""Run by test_resume.py: selfplay.py with a reward that is NaN once,
+in the second Generator step."""
 import sys
 
 import generator

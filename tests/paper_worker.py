@@ -1,7 +1,9 @@
 """Run by test_selfplay.py: the paper preset's code path on a random model of tiny width.
 
-A Generator step and the pool on its own hopeless output; then a Solver step on a fixture curriculum with a
-made-up reward, which must move the weights.  Arguments: model directory, run directory.
+A Generator step and the pool on its own hopeless output; then a Solver step on a fixture
+curriculum with a made-up reward, which must move the weights.
+
+Arguments: model directory, run directory.
 """
 import sys
 
@@ -24,7 +26,8 @@ def main():
 
     config, _ = selfplay.parse(arguments)
     files = selfplay.Directory(run_dir)
-    run = selfplay.Run(config, files, selfplay.lms.load_tokenizer(model), [0] * 5, torch.device("cpu"))
+    run = selfplay.Run(config, files, selfplay.lms.load_tokenizer(model), [0] * 5,
+                       torch.device("cpu"))
     before = load_file(f"{run_dir}/iter1/solver/model.safetensors")
     tasks = tiny.heldout(4)
     for task in tasks:

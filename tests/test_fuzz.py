@@ -167,8 +167,8 @@ WORST = ({f"[{piece[:30]},...]": filled(piece, 10**6) for piece in PIECES}
 
 
 def best_of(tries, limit, function, *args):
-    """Fewest processor seconds of several runs, for others share the machine; the first below the
-    limit will do."""
+    """Fewest processor seconds of several runs, for others share the machine;
+    the first below the limit will do."""
     best = float("inf")
     for _ in range(tries):
         start = time.process_time()

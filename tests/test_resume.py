@@ -1,4 +1,5 @@
-"""Interrupted, starved, damaged: a run ends as if nothing had happened, or says in one line what to do."""
+"""Interrupted, starved, damaged: a run ends as if nothing had happened,
+or says in one line what to do."""
 import json
 import os
 import random
@@ -14,8 +15,9 @@ import pytest
 import run as runs
 from conftest import ROOT, SMALL, call, kill_group, lines, start
 
-KEPT = ("metrics.jsonl", "samples.jsonl", "iter1/pool.jsonl", "iter1/curriculum.jsonl", "iter1/examples.jsonl",
-        "iter1/generator/model.safetensors", "iter1/solver/model.safetensors", "iter1/heldout.jsonl")
+KEPT = ("metrics.jsonl", "samples.jsonl", "iter1/pool.jsonl", "iter1/curriculum.jsonl",
+        "iter1/examples.jsonl", "iter1/generator/model.safetensors",
+        "iter1/solver/model.safetensors", "iter1/heldout.jsonl")
 
 
 def same(path, reference):
@@ -52,9 +54,11 @@ def kill_at_random(command, path, reference, times, rng):
 
 
 def test_killed_at_three_moments_it_ends_the_same(small_run, tmp_path):
-    kill_at_random(selfplay(tmp_path / "run"), tmp_path / "run", small_run, 3, random.Random(time.time_ns()))
+    kill_at_random(selfplay(tmp_path / "run"), tmp_path / "run", small_run, 3,
+                   random.Random(time.time_ns()))
     assert same(tmp_path / "run", small_run) == []
-    assert not list((tmp_path / "run").glob("**/*.part*")) and not (tmp_path / "run/resume").exists()
+    assert (not list((tmp_path / "run").glob("**/*.part*"))
+            and not (tmp_path / "run/resume").exists())
 
 
 @pytest.mark.slow
@@ -88,7 +92,8 @@ def test_two_ranks_resume_after_a_rank_and_then_the_launcher_were_killed(tmp_pat
     """A dead rank ends the run with a line. Without their launcher, ranks save and end. With another
     number of ranks the phase starts again."""
     whole, path = tmp_path / "whole", tmp_path / "run"
-    launch = ("deepspeed", "--num_gpus", 2, "--master_port", 29621, "selfplay.py", *SMALL, "--run_dir")
+    launch = ("deepspeed", "--num_gpus", 2, "--master_port", 29621,
+              "selfplay.py", *SMALL, "--run_dir")
     call(*launch, whole)
 
     process = start(*launch, path)
@@ -142,10 +147,11 @@ def stopped(small_run, tmp_path):
     state = json.loads((path / "state.json").read_text())
     state["finished"] = state["finished"][:3]
     state["phase_sizes"]["metrics.jsonl"] = len("".join(
-        json.dumps(row) + "\n" for row in lines(path / "metrics.jsonl") if row["phase"] != "solver"
-        and (row["iteration"], row["phase"]) != (1, "evaluation")))
+        json.dumps(row) + "\n" for row in lines(path / "metrics.jsonl")
+        if row["phase"] != "solver" and (row["iteration"], row["phase"]) != (1, "evaluation")))
     state["phase_sizes"]["samples.jsonl"] = len("".join(
-        json.dumps(row) + "\n" for row in lines(path / "samples.jsonl") if row["phase"] != "solver"))
+        json.dumps(row) + "\n" for row in lines(path / "samples.jsonl")
+        if row["phase"] != "solver"))
     state["phase_sizes"]["timings.jsonl"] = 0
     (path / "state.json").write_text(json.dumps(state))
     return path
@@ -166,7 +172,8 @@ def damage(path, name):
 
 @pytest.mark.parametrize("name, says", [
     ("state.json", "state.json is damaged"), ("config.json", "config.json is damaged"),
-    ("metrics.jsonl", "metrics.jsonl has lost lines"), ("iter1/curriculum.jsonl", "is damaged in line"),
+    ("metrics.jsonl", "metrics.jsonl has lost lines"),
+    ("iter1/curriculum.jsonl", "is damaged in line"),
     ("iter1/generator/model.safetensors", None)])
 def test_a_damaged_file_is_named_in_one_line(stopped, name, says):
     if says is None:      # the Generator's weights are read when the curriculum is built
@@ -190,7 +197,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small_run, tmp_path):
     code, output = call(*selfplay(path), ok=False, preexec_fn=lambda: resource.setrlimit(
         resource.RLIMIT_FSIZE, (2**20, 2**20)))
     said = [line for line in output.splitlines() if line.startswith("selfplay.py:")]
-    assert code == 1 and len(said) == 1 and "cannot be written" in said[0] and "Traceback" not in output
+    assert (code == 1 and len(said) == 1 and "cannot be written" in said[0]
+            and "Traceback" not in output)
     call(*selfplay(path))
     assert same(path, small_run) == []
 
@@ -202,8 +210,10 @@ def test_a_directory_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_a_number_that_is_not_finite_stops_with_the_samples(tmp_path):
-    code, output = call(sys.executable, ROOT / "tests/nan_worker.py", *selfplay(tmp_path / "run")[2:], ok=False)
-    assert code == 1 and "the gradient is not finite in iteration 1, generator step 1, rank 0" in output
+    code, output = call(sys.executable, ROOT / "tests/nan_worker.py",
+                        *selfplay(tmp_path / "run")[2:], ok=False)
+    assert (code == 1
+            and "the gradient is not finite in iteration 1, generator step 1, rank 0" in output)
     failure = json.loads((tmp_path / "run/failure-rank0.json").read_text())
     assert failure["step"] == 1 and len(failure["samples"]) == 12 and "Traceback" not in output
 

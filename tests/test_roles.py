@@ -1,4 +1,5 @@
-"""The Solver's and the Generator's rewards, and the curriculum, against numbers worked out by hand."""
+"""The Solver's and the Generator's rewards, and the curriculum,
+against numbers worked out by hand."""
 import random
 from collections import Counter
 
@@ -71,7 +72,9 @@ def test_generator_reward(text, parts):
 
 
 @pytest.mark.parametrize("text, problem", [
-    (completion(), None), ("", "unparsed"), (completion(question="Book a train to Oslo"), "question_too_short"),
+    (completion(), None),
+    ("", "unparsed"),
+    (completion(question="Book a train to Oslo"), "question_too_short"),
     (completion(question="Define the word train for Oslo"), "question_stock"),
     (completion(question="What is the train that goes to Oslo?"), "question_stock"),
     (completion(question="Please book a train to Oslo \u4e2d"), "question_cjk"),
@@ -135,12 +138,14 @@ def test_the_users_menu_must_be_copied():
 
 
 def test_ablations_of_the_generators_reward():
-    draft = generator.read(completion(calls='[{"name": "book_train", "arguments": {"city": "Rome"}}]'))
+    draft = generator.read(completion(
+        calls='[{"name": "book_train", "arguments": {"city": "Rome"}}]'))
     assert generator.reward(draft, 1.0, 0.0)["validity"] == pytest.approx(0.8)
     assert generator.reward(draft, 1.0, 0.0, grounding=False)["validity"] == pytest.approx(1.0)
     assert [generator.curriculum_reward(draft, *terms) for terms in
             ((1.0, 0.5), (None, 0.5), (1.0, None), (None, None))] == [0.75, 0.5, 1.0, 0.0]
-    assert [curriculum.band_pass(k / 8, 8, rectangular=True) for k in (0, 1, 2, 6, 7, 8)] == [0, 0, 1, 1, 0, 0]
+    assert [curriculum.band_pass(k / 8, 8, rectangular=True)
+            for k in (0, 1, 2, 6, 7, 8)] == [0, 0, 1, 1, 0, 0]
     task = draft.task(SPEC)
     assert curriculum.structural_problem(draft, task) == "not_grounded"
     assert curriculum.structural_problem(draft, task, grounding=False) is None

@@ -1,4 +1,5 @@
-"""From the laptop to the paper: several machines, the user's DeepSpeed settings, tools and domains, ablations."""
+"""From the laptop to the paper: several machines, the user's DeepSpeed settings,
+tools and domains, ablations."""
 import json
 import sys
 from types import SimpleNamespace
@@ -27,32 +28,42 @@ def write(path, value):
 
 @pytest.mark.parametrize("settings, named", [
     ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage"),
-    ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps"), ({"train_batch_size": 8}, "train_batch_size"),
-    ({"fp16": {"enabled": True}}, "fp16.enabled"), ({"optimizer": {"type": "Lamb"}}, "optimizer.type"),
-    ({"bf16": {"enabled": False}}, "bf16.enabled"), ({"gradient_clipping": 9}, "gradient_clipping"),
-    ({"scheduler": {"type": "WarmupLR"}}, "scheduler.type"), ([1], "no JSON object")])
+    ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps"),
+    ({"train_batch_size": 8}, "train_batch_size"),
+    ({"fp16": {"enabled": True}}, "fp16.enabled"),
+    ({"optimizer": {"type": "Lamb"}}, "optimizer.type"),
+    ({"bf16": {"enabled": False}}, "bf16.enabled"),
+    ({"gradient_clipping": 9}, "gradient_clipping"),
+    ({"scheduler": {"type": "WarmupLR"}}, "scheduler.type"),
+    ([1], "no JSON object")])
 def test_settings_that_would_change_the_step_are_refused_by_name(tmp_path, settings, named, capsys):
     with pytest.raises(SystemExit) as stop:
-        selfplay.parse(["--deepspeed", str(write(tmp_path / "ds.json", settings)), "--run_dir", str(tmp_path)])
+        selfplay.parse(["--deepspeed", str(write(tmp_path / "ds.json", settings)),
+                        "--run_dir", str(tmp_path)])
     assert stop.value.code == 2 and named in capsys.readouterr().err
 
 
 def test_settings_are_merged_under_ours(tmp_path):
-    file = write(tmp_path / "ds.json", {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}})
-    merged = grpo.engine_config(SimpleNamespace(deepspeed=str(file), learning_rate=1e-6, dtype="bf16",
-                                                max_grad_norm=1.0))
+    file = write(tmp_path / "ds.json", {
+        "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}})
+    merged = grpo.engine_config(SimpleNamespace(deepspeed=str(file), learning_rate=1e-6,
+                                                dtype="bf16", max_grad_norm=1.0))
     assert merged["zero_optimization"]["offload_param"] == {"device": "cpu"}
     assert merged["zero_optimization"]["stage3_param_persistence_threshold"] == 0
     assert merged["data_types"] == {"grad_accum_dtype": "fp32"}
 
 
 def test_offload_and_csv_monitor(tmp_path):
-    """Optimizer and parameters on the CPU, metrics to DeepSpeed's csv monitor, invariants checked."""
+    """Optimizer and parameters on the CPU, metrics to DeepSpeed's csv monitor,
+    invariants checked."""
     settings = write(tmp_path / "ds.json", {
-        "zero_optimization": {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}},
-        "csv_monitor": {"enabled": True, "output_path": str(tmp_path / "csv"), "job_name": "small"}})
+        "zero_optimization": {"offload_optimizer": {"device": "cpu"},
+                              "offload_param": {"device": "cpu"}},
+        "csv_monitor": {"enabled": True, "output_path": str(tmp_path / "csv"),
+                        "job_name": "small"}})
     path = tmp_path / "run"
-    call(sys.executable, "selfplay.py", "--run_dir", path, *SMALL, "--deepspeed", settings, "--assert_invariants")
+    call(sys.executable, "selfplay.py", "--run_dir", path, *SMALL, "--deepspeed", settings,
+         "--assert_invariants")
     logged = [row["reward"] for row in lines(path / "metrics.jsonl") if row["phase"] == "solver"]
     csv = (tmp_path / "csv/small/solver_reward.csv").read_text().split("\n")[1:]
     assert [float(row.split(",")[1]) for row in csv if row] == pytest.approx(logged)
@@ -63,33 +74,40 @@ def test_offload_and_csv_monitor(tmp_path):
 
 def test_two_nodes_give_what_one_node_with_two_ranks_gives(tmp_path):
     (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
-    nodes = [start("deepspeed", "--hostfile", tmp_path / "hosts", "--no_ssh", "--node_rank", rank, "--master_addr",
-                   "127.0.0.1", "--master_port", 29631, "selfplay.py", "--run_dir", tmp_path / "two", *SMALL)
+    nodes = [start("deepspeed", "--hostfile", tmp_path / "hosts", "--no_ssh", "--node_rank", rank,
+                   "--master_addr", "127.0.0.1", "--master_port", 29631,
+                   "selfplay.py", "--run_dir", tmp_path / "two", *SMALL)
              for rank in (0, 1)]
     output = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], output[0][-3000:]
-    call("deepspeed", "--num_gpus", 2, "--master_port", 29632, "selfplay.py", "--run_dir", tmp_path / "one", *SMALL)
-    assert (tmp_path / "two/metrics.jsonl").read_text() == (tmp_path / "one/metrics.jsonl").read_text()
+    call("deepspeed", "--num_gpus", 2, "--master_port", 29632,
+         "selfplay.py", "--run_dir", tmp_path / "one", *SMALL)
+    assert ((tmp_path / "two/metrics.jsonl").read_text()
+            == (tmp_path / "one/metrics.jsonl").read_text())
 
 
 def test_a_directory_that_one_node_does_not_see_is_refused(tmp_path):
     """The second rank is started where the relative run directory is another one."""
     code, output = call(sys.executable, ROOT / "tests/blind_worker.py", tmp_path, *SMALL, ok=False)
-    assert code == 2 and "is not on a file system that all ranks share" in output and "Traceback" not in output
+    assert (code == 2 and "is not on a file system that all ranks share" in output
+            and "Traceback" not in output)
 
 
 # fp32 weights from phase to phase ----------------------------------------------------------------
 
 
 def test_rounding_the_checkpoint_would_lose_most_of_a_phase(small_run):
-    """At the paper's rate. The sum of 50 Adam steps is about 2.5e-5, half a bf16 step at 0.02 is 6.1e-5."""
+    """At the paper's rate. The sum of 50 Adam steps is about 2.5e-5,
+    half a bf16 step at 0.02 is 6.1e-5."""
     base = load_file(ROOT / "tiny/model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"
-    moved = base[name] + 2.5e-5 * torch.sign(torch.randn(base[name].shape, generator=torch.Generator().manual_seed(0)))
+    moved = base[name] + 2.5e-5 * torch.sign(
+        torch.randn(base[name].shape, generator=torch.Generator().manual_seed(0)))
     lost = (moved.bfloat16() == base[name].bfloat16()).float().mean().item()
     assert 0.5 < lost < 1 and (moved != base[name]).float().mean() > 0.99
     trained = load_file(small_run / "iter1/solver/model.safetensors")[name]
-    assert (trained != trained.bfloat16().float()).float().mean() > 0.9, "the checkpoint keeps what bf16 would not"
+    assert (trained != trained.bfloat16().float()).float().mean() > 0.9, (
+        "the checkpoint keeps what bf16 would not")
 
 
 # Memory ------------------------------------------------------------------------------------------
@@ -100,7 +118,8 @@ def test_the_forecast_adds_up_and_shrinks_with_ranks():
     N = check.count_parameters(shape)
     assert N == 1_543_714_304
     one, eight = check.forecast(shape, config, 1), check.forecast(shape, config, 8)
-    assert one["Adam"] == 8 * N and eight["Adam"] == N and one["sampling copy"] == eight["sampling copy"] == 2 * N
+    assert (one["Adam"] == 8 * N and eight["Adam"] == N
+            and one["sampling copy"] == eight["sampling copy"] == 2 * N)
     # 28 layers, keys and values, 2 heads of 128, 2 bytes, 64 rows of 6144 positions
     assert one["KV cache"] == 28 * 2 * 2 * 128 * 2 * 64 * 6144
     assert one["peak"] == sum(list(one.values())[:6]) + max(
@@ -113,7 +132,8 @@ def test_the_readme_has_todays_memory_table():
 
 def test_check_prints_its_table_and_loads_no_weights(tmp_path):
     output = call(sys.executable, "selfplay.py", "--check", "--run_dir", tmp_path / "run")
-    for part in ("peak", "EOS ids", "the scores 1 to 5 are the tokens", "disk", "C++ compiler", "survives"):
+    for part in ("peak", "EOS ids", "the scores 1 to 5 are the tokens", "disk", "C++ compiler",
+                 "survives"):
         assert part in output
     assert not (tmp_path / "run").exists()
 
@@ -130,7 +150,8 @@ def test_explain_names_a_source_for_every_setting():
 
 
 @pytest.mark.parametrize("flags", [
-    ["--shared_weights", "--no_judge", "--no_grounding", "--rectangular_band", "--order", "shuffled"],
+    ["--shared_weights", "--no_judge", "--no_grounding", "--rectangular_band",
+     "--order", "shuffled"],
     ["--freeze_generator", "--no_difficulty", "--no_cross_verification", "--strict_values"]])
 def test_ablations_run(tmp_path, flags):
     path = tmp_path / "run"
@@ -152,7 +173,8 @@ def test_ablations_run(tmp_path, flags):
 
 def test_own_tools_stand_in_every_task(tmp_path):
     path = tmp_path / "run"
-    call(sys.executable, "selfplay.py", "--run_dir", path, *SMALL, "--tools", TOOLS, "--assert_invariants")
+    call(sys.executable, "selfplay.py", "--run_dir", path, *SMALL, "--tools", TOOLS,
+         "--assert_invariants")
     config, _ = selfplay.parse(["--tools", str(TOOLS), "--run_dir", str(tmp_path / "other")])
     own = set(map(canonical, config.own_tools))
     tasks = [row["task"] for row in lines(path / "iter1/pool.jsonl") if row["task"]]
@@ -160,12 +182,15 @@ def test_own_tools_stand_in_every_task(tmp_path):
 
 
 @pytest.mark.parametrize("tools, says", [
-    ([], "JSON list of tools"), ([{"description": "no name"}], "no name"),
-    ([{"name": "f", "description": "Does things.", "parameters": {"x": {"type": "object"}}}], "f: type not primitive"),
+    ([], "JSON list of tools"),
+    ([{"description": "no name"}], "no name"),
+    ([{"name": "f", "description": "Does things.", "parameters": {"x": {"type": "object"}}}],
+     "f: type not primitive"),
     ([{"name": "f", "description": "Does things."}] * 2, "names repeat")])
 def test_bad_tools_are_refused_by_name(tmp_path, tools, says, capsys):
     with pytest.raises(SystemExit) as stop:
-        selfplay.parse(["--tools", str(write(tmp_path / "t.json", tools)), "--run_dir", str(tmp_path)])
+        selfplay.parse(["--tools", str(write(tmp_path / "t.json", tools)),
+                        "--run_dir", str(tmp_path)])
     assert stop.value.code == 2 and says in capsys.readouterr().err
 
 
@@ -195,5 +220,6 @@ def test_specs_draw_from_own_tools():
     config, _ = selfplay.parse(["--tools", str(TOOLS), "--run_dir", "runs/nowhere"])
     assert config.domain_weights == {generator.OWN_DOMAIN: 1.0}
     rng = selfplay.random.Random(0)
-    sizes = [generator.sample_spec(rng, config.domain_weights, config.own_tools).tools for _ in range(200)]
+    sizes = [generator.sample_spec(rng, config.domain_weights, config.own_tools).tools
+             for _ in range(200)]
     assert set(sizes) == {2, 3, 4, 5}

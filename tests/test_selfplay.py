@@ -1,4 +1,5 @@
-"""The command line, and complete small runs: both launchers, resume, determinism, the paper's path."""
+"""The command line, and complete small runs:
+both launchers, resume, determinism, the paper's path."""
 import dataclasses
 import json
 import shutil
@@ -11,16 +12,20 @@ import selfplay
 import tiny
 from conftest import ROOT, SMALL, call, lines
 
-QWEN = ROOT.parent / "shared" / "tokenizers" / "Qwen2.5-1.5B-Instruct"      # development data, if present
+# Development data, if present.
+QWEN = ROOT.parent / "shared" / "tokenizers" / "Qwen2.5-1.5B-Instruct"
 
 
 @pytest.mark.parametrize("arguments, named", [
-    (["--nonsense", "1"], "--nonsense"), (["--preset", "huge"], "huge"), (["--group_size", "1"], "--group_size"),
+    (["--nonsense", "1"], "--nonsense"), (["--preset", "huge"], "huge"),
+    (["--group_size", "1"], "--group_size"),
     (["--learning_rate", "-1"], "--learning_rate"), (["--learning_rate", "nan"], "--learning_rate"),
-    (["--pool_size", "many"], "many"), (["--dtype", "fp16"], "fp16"), (["--domains", "travel:x"], "--domains"),
-    (["--domains", "nowhere.json"], "nowhere.json"), (["--gradient_checkpointing", "maybe"], "maybe"),
+    (["--pool_size", "many"], "many"), (["--dtype", "fp16"], "fp16"),
+    (["--domains", "travel:x"], "--domains"), (["--domains", "nowhere.json"], "nowhere.json"),
+    (["--gradient_checkpointing", "maybe"], "maybe"),
     (["--order", "random"], "--order"), (["--tools", "nowhere.json"], "nowhere.json"),
-    (["--deepspeed", "nowhere.json"], "nowhere.json"), (["--shared_weights", "--freeze_generator"], "exclude")])
+    (["--deepspeed", "nowhere.json"], "nowhere.json"),
+    (["--shared_weights", "--freeze_generator"], "exclude")])
 def test_bad_settings_are_one_line(arguments, named, capsys):
     with pytest.raises(SystemExit) as stop:
         selfplay.parse(arguments)
@@ -47,10 +52,13 @@ def test_a_model_without_chat_template_is_refused(tmp_path, capsys):
 def test_paper_preset_has_the_papers_values():
     config, _ = selfplay.parse(["--preset", "paper", "--run_dir", "runs/nowhere"])
     assert (config.iterations, config.generator_steps, config.solver_steps) == (3, 50, 50)
-    assert (config.generator_prompts * config.group_size, config.solver_prompts * config.group_size) == (24, 32)
-    assert (config.pool_size, config.curriculum_size, config.probes, config.verify_samples) == (10000, 2000, 8, 10)
+    assert (config.generator_prompts * config.group_size,
+            config.solver_prompts * config.group_size) == (24, 32)
+    assert (config.pool_size, config.curriculum_size,
+            config.probes, config.verify_samples) == (10000, 2000, 8, 10)
     assert (config.learning_rate, config.epsilon, config.inner_updates) == (1e-6, 0.2, 1)
-    assert (config.max_completion, config.max_verify, len(config.domain_weights)) == (2048, 1024, 32)
+    assert (config.max_completion, config.max_verify,
+            len(config.domain_weights)) == (2048, 1024, 32)
 
 
 def test_every_setting_is_read():
@@ -65,14 +73,18 @@ def test_a_small_run_leaves_everything(small_run):
     assert len(summary["heldout_accuracy"]) == 2 and summary["funnel"][0]["pool"] == 48
     pool = lines(run_dir / "iter1/pool.jsonl")
     funnel = summary["funnel"][0]
-    assert sum(count for reason, count in funnel.items() if reason not in ("pool", "survivors", "curriculum")
+    assert sum(count for reason, count in funnel.items()
+               if reason not in ("pool", "survivors", "curriculum")
                ) + funnel["survivors"] == len(pool) == 48
     chosen = lines(run_dir / "iter1/curriculum.jsonl")
     assert len(chosen) == funnel["curriculum"] == sum(row["kept"] for row in pool)
     phases = [row["phase"] for row in lines(run_dir / "metrics.jsonl")]
-    assert phases == ["evaluation"] + ["generator"] * 4 + ["curriculum"] + ["solver"] * 3 + ["evaluation"]
-    assert len(lines(run_dir / "samples.jsonl")) == 14 and len(lines(run_dir / "timings.jsonl")) == 10
-    assert all({"before", "after", "bucket"} <= set(row) for row in lines(run_dir / "iter1/examples.jsonl"))
+    assert phases == (["evaluation"] + ["generator"] * 4 + ["curriculum"] + ["solver"] * 3
+                      + ["evaluation"])
+    assert (len(lines(run_dir / "samples.jsonl")) == 14
+            and len(lines(run_dir / "timings.jsonl")) == 10)
+    assert all({"before", "after", "bucket"} <= set(row)
+               for row in lines(run_dir / "iter1/examples.jsonl"))
     for role in ("generator", "solver"):
         weights = load_file(run_dir / "iter1" / role / "model.safetensors")
         assert {str(weight.dtype) for weight in weights.values()} == {"torch.float32"}
@@ -86,13 +98,14 @@ def test_a_trained_checkpoint_evaluates_alone(small_run):
 def test_a_finished_run_prints_its_summary_and_other_settings_are_refused(small_run):
     output = call(sys.executable, "selfplay.py", "--run_dir", small_run, *SMALL)
     assert "held-out accuracy:" in output
-    code, output = call(sys.executable, "selfplay.py", "--run_dir", small_run, *SMALL, "--seed", 7, ok=False)
+    code, output = call(sys.executable, "selfplay.py", "--run_dir", small_run, *SMALL,
+                        "--seed", 7, ok=False)
     assert code == 2 and "--seed was 0 and is 7" in output and "--iterations" not in output
 
 
 def test_two_ranks_under_the_launcher(tmp_path):
-    call("deepspeed", "--num_gpus", 2, "--master_port", 29613, "selfplay.py", "--run_dir", tmp_path / "run",
-         *SMALL)
+    call("deepspeed", "--num_gpus", 2, "--master_port", 29613,
+         "selfplay.py", "--run_dir", tmp_path / "run", *SMALL)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["world_size"] == 2 and len(summary["heldout_accuracy"]) == 2
 
@@ -103,9 +116,11 @@ def test_the_papers_path_on_a_random_qwen(tmp_path):
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
     torch.manual_seed(0)
     config = Qwen2Config.from_pretrained(QWEN)
-    config.update(dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                       num_key_value_heads=1, max_window_layers=2, layer_types=["full_attention"] * 2))
+    config.update(dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                       num_attention_heads=2, num_key_value_heads=1, max_window_layers=2,
+                       layer_types=["full_attention"] * 2))
     Qwen2ForCausalLM(config).save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(QWEN).save_pretrained(tmp_path / "model")
-    output = call(sys.executable, ROOT / "tests/paper_worker.py", tmp_path / "model", tmp_path / "run")
+    output = call(sys.executable, ROOT / "tests/paper_worker.py",
+                  tmp_path / "model", tmp_path / "run")
     assert "no task survived" in output and output.strip().endswith("moved")

@@ -42,8 +42,9 @@ def test_heldout_tasks_are_all_different():
     assert len(tasks) == 500 and len({task.to_json() for task in tasks}) == 500
 
 
-@pytest.mark.parametrize("text", ["", "na\u00efve \u4e2d\u6587 \U0001f600\n\t", '{"a": [1, "x"]}', "Oslo on 2026-01-02",
-                                  solver.SYSTEM])
+@pytest.mark.parametrize("text", [
+    "", "na\u00efve \u4e2d\u6587 \U0001f600\n\t", '{"a": [1, "x"]}', "Oslo on 2026-01-02",
+    solver.SYSTEM])
 def test_any_text_survives_the_tokenizer(text):
     tokenizer = lms.load_tokenizer(tiny.PATH)
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
@@ -70,7 +71,8 @@ def base():
 
 def test_the_base_solves_some_tasks_and_could_solve_most(base):
     tasks = tiny.heldout(100)
-    prompts = [lms.encode_chat(base.tokenizer, solver.prompt(task.question, task.tools)) for task in tasks]
+    prompts = [lms.encode_chat(base.tokenizer, solver.prompt(task.question, task.tools))
+               for task in tasks]
     greedy = lms.sample(base, prompts, 1, (0,), 0, 128, 100)
     assert 0.15 <= mean(solver.is_right(g[0].text, t.answer) for g, t in zip(greedy, tasks)) <= 0.45
     groups = lms.sample(base, prompts, 8, (1,), 0.7, 128, 200)
@@ -84,7 +86,8 @@ def test_the_base_generates_and_judges(base):
     rng = random.Random(5)
     specs = [generator.sample_spec(rng, dict.fromkeys(tiny.NOUNS, 1.0)) for _ in range(64)]
     prompts = [lms.encode_chat(base.tokenizer, generator.prompt(spec)) for spec in specs]
-    drafts = [generator.read(group[0].text) for group in lms.sample(base, prompts, 1, (2,), 1.0, 320, 64)]
+    drafts = [generator.read(group[0].text)
+              for group in lms.sample(base, prompts, 1, (2,), 1.0, 320, 64)]
     assert 0.3 <= mean(generator.format_reward(draft) == 1 for draft in drafts) <= 0.8
     good, bad = [], []
     for task in tiny.heldout(60):
