@@ -49,7 +49,7 @@ def forecast(shape, config, world):
 
     Args:
         shape: a transformers configuration.
-        config: selfplay.Config.
+        config: config.Config.
         world: number of GPUs.
 
     Returns:
@@ -192,5 +192,5 @@ def readme_table(config):
 
 
 if __name__ == "__main__":
-    from selfplay import Config
+    from config import Config
     print(readme_table(Config()))

@@ -28,7 +28,6 @@ import results
 import score
 import solver
 import tiny
-from score import error_class       # noqa: F401   part of this file's interface, for selfplay.py
 from verify import Task, last_block
 
 DATA = Path("data")      # where --data points unless it is given

@@ -16,7 +16,7 @@ import tiny
 
 
 def main():
-    device = grpo.init_distributed()
+    grpo.init_distributed()
     tokenizer = lms.load_tokenizer(tiny.PATH)
     lm = lms.load(tiny.PATH, tokenizer)
     lms.LOGITS_AT_ONCE = 100 * 698      # so that ranks differ in what they would cut

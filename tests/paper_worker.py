@@ -5,6 +5,7 @@ curriculum with a made-up reward, which must move the weights.
 
 Arguments: model directory, run directory.
 """
+import dataclasses
 import sys
 
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 import selfplay
 import solver
 import tiny
+from config import parse
 
 
 def main():
@@ -24,7 +26,7 @@ def main():
                  "--learning_rate", "1e-3"]
     selfplay.main(arguments)      # all phases; no task survives, so the Solver stays as it is
 
-    config, _ = selfplay.parse(arguments)
+    config, _ = parse(arguments)
     files = selfplay.Directory(run_dir)
     run = selfplay.Run(config, files, selfplay.lms.load_tokenizer(model), [0] * 5,
                        torch.device("cpu"))
@@ -32,7 +34,7 @@ def main():
     tasks = tiny.heldout(4)
     for task in tasks:
         task.pass_rate = 0.5
-    run.files.write_rows("iter1/curriculum.jsonl", map(selfplay.dataclasses.asdict, tasks))
+    run.files.write_rows("iter1/curriculum.jsonl", map(dataclasses.asdict, tasks))
     solver.reward = lambda text, gold, strict: {"format": float(len(text)), "accuracy": 0.0}
     run.save = lambda role, i: None
     selfplay.train_solver(run, 1)

@@ -1,6 +1,8 @@
 """From the laptop to the paper: several machines, the user's DeepSpeed settings,
 tools and domains, ablations."""
+import dataclasses
 import json
+import random
 import sys
 from types import SimpleNamespace
 
@@ -11,8 +13,9 @@ from safetensors.torch import load_file
 import check
 import generator
 import grpo
-import selfplay
+from config import Config, directory_problem, parse, record
 from conftest import ROOT, SMALL, call, lines, start
+from run import write_json
 from verify import canonical
 
 TOOLS = ROOT / "example_tools.json"
@@ -38,7 +41,7 @@ def write(path, value):
     ([1], "no JSON object")])
 def test_settings_that_would_change_the_step_are_refused_by_name(tmp_path, settings, named, capsys):
     with pytest.raises(SystemExit) as stop:
-        selfplay.parse(["--deepspeed", str(write(tmp_path / "ds.json", settings)),
+        parse(["--deepspeed", str(write(tmp_path / "ds.json", settings)),
                         "--run_dir", str(tmp_path)])
     assert stop.value.code == 2 and named in capsys.readouterr().err
 
@@ -114,7 +117,7 @@ def test_rounding_the_checkpoint_would_lose_most_of_a_phase(small_run):
 
 
 def test_the_forecast_adds_up_and_shrinks_with_ranks():
-    config, shape = selfplay.Config(), check.qwen_shape("1.5B")
+    config, shape = Config(), check.qwen_shape("1.5B")
     N = check.count_parameters(shape)
     assert N == 1_543_714_304
     one, eight = check.forecast(shape, config, 1), check.forecast(shape, config, 8)
@@ -127,7 +130,7 @@ def test_the_forecast_adds_up_and_shrinks_with_ranks():
 
 
 def test_the_readme_has_todays_memory_table():
-    assert check.readme_table(selfplay.Config()) in (ROOT / "README.md").read_text()
+    assert check.readme_table(Config()) in (ROOT / "README.md").read_text()
 
 
 def test_check_prints_its_table_and_loads_no_weights(tmp_path):
@@ -141,7 +144,7 @@ def test_check_prints_its_table_and_loads_no_weights(tmp_path):
 def test_explain_names_a_source_for_every_setting():
     output = call(sys.executable, "selfplay.py", "--explain")
     named = {line.split()[0]: line for line in output.splitlines() if line.strip()}
-    for field in selfplay.dataclasses.fields(selfplay.Config):
+    for field in dataclasses.fields(Config):
         assert any(source in named[field.name] for source in (" P", " C", " us")), field.name
     assert "[paper preset: 1e-06]" in named["learning_rate"]
 
@@ -175,7 +178,7 @@ def test_own_tools_stand_in_every_task(tmp_path):
     path = tmp_path / "run"
     call(sys.executable, "selfplay.py", "--run_dir", path, *SMALL, "--tools", TOOLS,
          "--assert_invariants")
-    config, _ = selfplay.parse(["--tools", str(TOOLS), "--run_dir", str(tmp_path / "other")])
+    config, _ = parse(["--tools", str(TOOLS), "--run_dir", str(tmp_path / "other")])
     own = set(map(canonical, config.own_tools))
     tasks = [row["task"] for row in lines(path / "iter1/pool.jsonl") if row["task"]]
     assert len(tasks) > 8 and all(set(map(canonical, task["tools"])) <= own for task in tasks)
@@ -189,37 +192,37 @@ def test_own_tools_stand_in_every_task(tmp_path):
     ([{"name": "f", "description": "Does things."}] * 2, "names repeat")])
 def test_bad_tools_are_refused_by_name(tmp_path, tools, says, capsys):
     with pytest.raises(SystemExit) as stop:
-        selfplay.parse(["--tools", str(write(tmp_path / "t.json", tools)),
+        parse(["--tools", str(write(tmp_path / "t.json", tools)),
                         "--run_dir", str(tmp_path)])
     assert stop.value.code == 2 and says in capsys.readouterr().err
 
 
 def test_domains_come_from_a_file(tmp_path):
     file = write(tmp_path / "domains.json", {"travel": 3, "finance": 1})
-    config, _ = selfplay.parse(["--domains", str(file), "--run_dir", str(tmp_path / "run")])
+    config, _ = parse(["--domains", str(file), "--run_dir", str(tmp_path / "run")])
     assert config.domain_weights == {"travel": 3.0, "finance": 1.0}
     for bad in ({"travel": -1}, {"travel": 0}, ["travel"], {"travel": "much"}):
         with pytest.raises(SystemExit):
-            selfplay.parse(["--domains", str(write(file, bad)), "--run_dir", str(tmp_path / "run")])
+            parse(["--domains", str(write(file, bad)), "--run_dir", str(tmp_path / "run")])
 
 
 def test_a_changed_file_of_settings_is_noticed(tmp_path):
     file = write(tmp_path / "domains.json", {"travel": 3, "finance": 1})
-    config, _ = selfplay.parse(["--domains", str(file), "--run_dir", str(tmp_path / "run")])
-    selfplay.write_json(config.path / "config.json", selfplay.record(config))
-    again, _ = selfplay.parse(["--domains", str(file), "--run_dir", str(tmp_path / "run")])
+    config, _ = parse(["--domains", str(file), "--run_dir", str(tmp_path / "run")])
+    write_json(config.path / "config.json", record(config))
+    again, _ = parse(["--domains", str(file), "--run_dir", str(tmp_path / "run")])
     assert again == config
     write(file, {"travel": 1})
-    changed = selfplay.Config(**selfplay.dataclasses.asdict(config))
-    assert "the file of --domains has changed" in selfplay.directory_problem(changed)
-    fewer = selfplay.dataclasses.replace(config, iterations=2)
-    assert "--iterations was 3 and is 2" in selfplay.directory_problem(fewer)
+    changed = Config(**dataclasses.asdict(config))
+    assert "the file of --domains has changed" in directory_problem(changed)
+    fewer = dataclasses.replace(config, iterations=2)
+    assert "--iterations was 3 and is 2" in directory_problem(fewer)
 
 
 def test_specs_draw_from_own_tools():
-    config, _ = selfplay.parse(["--tools", str(TOOLS), "--run_dir", "runs/nowhere"])
+    config, _ = parse(["--tools", str(TOOLS), "--run_dir", "runs/nowhere"])
     assert config.domain_weights == {generator.OWN_DOMAIN: 1.0}
-    rng = selfplay.random.Random(0)
+    rng = random.Random(0)
     sizes = [generator.sample_spec(rng, config.domain_weights, config.own_tools).tools
              for _ in range(200)]
     assert set(sizes) == {2, 3, 4, 5}

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import selfplay
 import tiny
+from config import Config, parse
 from conftest import ROOT, SMALL, call, lines
 
 # Development data, if present.
@@ -28,7 +29,7 @@ QWEN = ROOT.parent / "shared" / "tokenizers" / "Qwen2.5-1.5B-Instruct"
     (["--shared_weights", "--freeze_generator"], "exclude")])
 def test_bad_settings_are_one_line(arguments, named, capsys):
     with pytest.raises(SystemExit) as stop:
-        selfplay.parse(arguments)
+        parse(arguments)
     message = capsys.readouterr().err
     assert stop.value.code == 2 and named in message and message.count("\n") == 1
 
@@ -50,7 +51,7 @@ def test_a_model_without_chat_template_is_refused(tmp_path, capsys):
 
 
 def test_paper_preset_has_the_papers_values():
-    config, _ = selfplay.parse(["--preset", "paper", "--run_dir", "runs/nowhere"])
+    config, _ = parse(["--preset", "paper", "--run_dir", "runs/nowhere"])
     assert (config.iterations, config.generator_steps, config.solver_steps) == (3, 50, 50)
     assert (config.generator_prompts * config.group_size,
             config.solver_prompts * config.group_size) == (24, 32)
@@ -62,8 +63,8 @@ def test_paper_preset_has_the_papers_values():
 
 
 def test_every_setting_is_read():
-    source = "".join((ROOT / name).read_text() for name in ("selfplay.py", "grpo.py"))
-    for field in dataclasses.fields(selfplay.Config):
+    source = "".join((ROOT / name).read_text() for name in ("config.py", "selfplay.py", "grpo.py"))
+    for field in dataclasses.fields(Config):
         assert f"config.{field.name}" in source or f"self.{field.name}" in source, field.name
 
 

@@ -1,0 +1,258 @@
+"""Settings of a run: every field a flag, its value from the paper, its authors' code, or us; and the
+command line that reads them.
+
+Bad input ends here, in one line, before anything long.
+"""
+import argparse
+import dataclasses
+import inspect
+import json
+import math
+import os
+import re
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import generator
+import grpo
+import tiny
+from run import Refused, read_json
+from verify import normalise_tool, tool_problem
+
+DOMAIN_SETS = {"all": generator.DOMAINS, "tiny": dict.fromkeys(tiny.NOUNS, 1.0)}
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run, each a flag.
+    Sources: P the paper, C its authors' code, us: our choice."""
+
+    preset: str = "paper"                # us
+    model: str = "Qwen/Qwen2.5-1.5B-Instruct"   # P; a directory, a hub name, or "tiny"
+    run_dir: str = ""                    # us; empty: runs/<preset>
+    seed: int = 0                        # us
+    iterations: int = 3                  # P
+    generator_steps: int = 50            # P: optimizer steps of a phase
+    solver_steps: int = 50               # P
+    generator_prompts: int = 6           # C: 24 completions a step, over all ranks
+    solver_prompts: int = 8              # C: 32 completions a step
+    group_size: int = 4                  # C: G, completions of a prompt
+    probes: int = 8                      # P: K of Eq. 3
+    probe_temperature: float = 0.7       # C: of probes, pool and cross-verification
+    pool_size: int = 10_000              # P
+    verify_samples: int = 10             # C: Solver samples of a candidate task
+    curriculum_size: int = 2000          # P
+    domains: str = "all"               # P: uniform over 32; "tiny", or a JSON file {domain: weight}
+    tools: str = ""                      # us: a JSON file with your own tools; empty: invented ones
+    max_prompt: int = 4096               # us: tokens; longer tasks are dropped, never cut
+    max_completion: int = 2048           # C: tokens, in training
+    max_verify: int = 1024               # C: tokens of a verification sample, probe or answer
+    learning_rate: float = 1e-6          # C: falls linearly to 0 over a phase
+    inner_updates: int = 1               # C: mu
+    epsilon: float = 0.2                 # C: clipping range
+    max_grad_norm: float = 1.0           # C
+    dtype: str = "bf16"                  # P; "fp32" for tests
+    micro_batch: int = 4                 # us: completions per forward pass and rank
+    sample_rows: int = 64                # us: samples decoded together on a rank
+    gradient_checkpointing: bool = True  # us: trades a second forward pass for memory
+    heldout_tasks: int = 500           # us: tasks of tiny.py, solved greedily after every iteration
+    save_every: int = 10                 # us: training steps between two resumable states
+    collective_timeout: int = 30         # us: minutes that a rank waits for the others
+    deepspeed: str = ""                  # us: a JSON file merged under our DeepSpeed settings
+    assert_invariants: bool = False      # us: checks of every step, for debugging
+    shared_weights: bool = False         # P, ablation: one policy plays both roles
+    freeze_generator: bool = False       # P, ablation: the base model writes every pool
+    no_difficulty: bool = False          # P, ablation: r_curr is the judge alone
+    rectangular_band: bool = False       # P, ablation: r_diff is 1 inside the band and 0 outside
+    no_judge: bool = False               # us, ablation: r_curr is the difficulty alone
+    no_grounding: bool = False           # us, ablation: values need not stand in the question
+    no_cross_verification: bool = False  # us, ablation: tasks are kept however the Solver answers
+    order: str = "easy_first"            # P; "shuffled" is an ablation
+    strict_values: bool = False          # us, ablation: r_acc shares over all of gold's arguments
+
+    @property
+    def path(self):
+        """Directory of the run."""
+        return Path(self.run_dir or f"runs/{self.preset}")
+
+    @property
+    def base(self):
+        """Directory or hub name of the base model."""
+        return str(tiny.PATH) if self.model == "tiny" else self.model
+
+    @cached_property
+    def domain_weights(self):
+        """{domain: weight}. ValueError says what is wrong with the user's file."""
+        if self.domains in DOMAIN_SETS:
+            return {generator.OWN_DOMAIN: 1.0} if self.tools else DOMAIN_SETS[self.domains]
+        weights = read_user_json(self.domains)
+        if not isinstance(weights, dict) or not all(
+                type(w) in (int, float) and 0 <= w < math.inf for w in weights.values()) or not any(
+                weights.values()):
+            raise ValueError(f"{self.domains} must hold one JSON object {{domain: weight}}, "
+                             "weights not negative and not all 0")
+        return {domain: float(weight) for domain, weight in weights.items()}
+
+    @cached_property
+    def own_tools(self):
+        """The user's tools in the form of verify.normalise_tool, or None.
+        ValueError names a bad one."""
+        if not self.tools:
+            return None
+        rows = read_user_json(self.tools)
+        if not isinstance(rows, list) or not rows:
+            raise ValueError(f"{self.tools} must hold a JSON list of tools")
+        tools = [normalise_tool(row) for row in rows]
+        for row, tool in zip(rows, tools):
+            name = tool["name"] if tool else json.dumps(row)[:60]
+            problem = tool_problem([tool]) if tool else "no name, or parameters that are no object"
+            if problem:
+                raise ValueError(f"{self.tools}: tool {name}: {problem.replace('_', ' ')}")
+        if tool_problem(tools):
+            raise ValueError(f"{self.tools}: {tool_problem(tools).replace('_', ' ')}")
+        return tools
+
+
+TINY = dict(
+    model="tiny", domains="tiny", generator_steps=24, solver_steps=12, generator_prompts=8,
+    solver_prompts=8, group_size=8, pool_size=384, curriculum_size=128, max_prompt=1024,
+    max_completion=320, max_verify=128, learning_rate=3e-5, micro_batch=32, sample_rows=256,
+    gradient_checkpointing=False)
+PRESETS = {
+    "paper": {},
+    "tiny": TINY,
+    "ablation": TINY | dict(generator_steps=10, solver_steps=6, pool_size=128, curriculum_size=48,
+                            heldout_tasks=300),
+}
+# What may differ when a run is resumed.
+CHANGEABLE = {"run_dir", "iterations", "save_every", "collective_timeout", "assert_invariants"}
+
+# ---------------------------------------------------------------------------------------------
+# Command line
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Errors are one line and exit code 2."""
+
+    def error(self, message):
+        refuse(message)
+
+
+def refuse(message, code=2):
+    """End with one line, said by one rank."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"selfplay.py: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def boolean(text):
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
+def read_user_json(path):
+    """Content of a user's JSON file; every fault is a ValueError that names the file."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def parse(argv):
+    """(Config, action) from the command line:
+    the preset, with the flags that were given over it."""
+    parser = OneLineParser(description="Tool-R0: self-play, from zero task data.", allow_abbrev=False)
+    parser.add_argument("--preset", choices=PRESETS, default="tiny")
+    parser.add_argument("--check", dest="action", action="store_const", const="check",
+                        help="print what the run will need and what there is, and exit")
+    parser.add_argument("--explain", dest="action", action="store_const", const="explain",
+                        help="print every setting with its source, and exit")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)     # the launcher passes it
+    for field in dataclasses.fields(Config):
+        if field.name != "preset":
+            switch = (dict(type=boolean, nargs="?", const=True) if field.type is bool
+                      else dict(type=field.type))
+            parser.add_argument(
+                f"--{field.name}", default=argparse.SUPPRESS, **switch,
+                help=f"{sources()[field.name]} (paper: {field.default})".replace("%", "%%"))
+    given = vars(parser.parse_args(argv))
+    given.pop("local_rank")
+    action = given.pop("action")
+    config = Config(**PRESETS[given["preset"]] | given)
+    problem = find_problem(config)
+    if problem:
+        refuse(problem)
+    return config, action
+
+
+def find_problem(config):
+    """What is wrong with the settings, in one line, or None."""
+    for field in dataclasses.fields(config):
+        value, least = getattr(config, field.name), 2 if field.name == "group_size" else 1
+        if field.type is int and field.name != "seed" and value < least:
+            return f"--{field.name} is {value}: it must be at least {least}"
+        if field.type is float and not 0 < value < float("inf"):
+            return f"--{field.name} is {value}: it must be above 0"
+    if config.epsilon >= 1:
+        return f"--epsilon is {config.epsilon}: it must be below 1"
+    for name, choices in (("dtype", ("bf16", "fp32")), ("order", ("easy_first", "shuffled"))):
+        if getattr(config, name) not in choices:
+            return f"--{name} is {getattr(config, name)!r}: choose {' or '.join(choices)}"
+    if config.shared_weights and config.freeze_generator:
+        return "--shared_weights and --freeze_generator exclude each other"
+    for name, read in (("domains", lambda: config.domain_weights),
+                       ("tools", lambda: config.own_tools),
+                       ("deepspeed", lambda: grpo.read_user_config(config))):
+        try:
+            read()
+        except ValueError as error:
+            return f"--{name} {error}"
+    return directory_problem(config)
+
+
+def record(config):
+    """What config.json holds of the settings: the flags, and the content of the files they name."""
+    return {"config": dataclasses.asdict(config),
+            "files": {"domains": config.domain_weights, "tools": config.own_tools,
+                      "deepspeed": grpo.read_user_config(config)}}
+
+
+def directory_problem(config):
+    """How an existing run directory disagrees with the settings, or None."""
+    file = config.path / "config.json"
+    if not file.exists():
+        return None
+    try:
+        before = read_json(file)
+        flags, contents = before["config"], before["files"]
+    except (Refused, KeyError, TypeError):
+        return f"{file} is damaged: put back a copy, or give another --run_dir"
+    now = record(config)
+    differing = [f"--{name} was {flags.get(name)!r} and is {value!r}"
+                 for name, value in now["config"].items()
+                 if name not in CHANGEABLE and flags.get(name) != value]
+    if flags["iterations"] > config.iterations:
+        differing.append(f"--iterations was {flags['iterations']} and is {config.iterations}")
+    differing += [f"the file of --{name} has changed" for name, value in now["files"].items()
+                  if contents.get(name) != value]
+    if differing:
+        return (f"{config.path} holds a run with other settings: {'; '.join(differing)}. "
+                "Give another --run_dir")
+    return None
+
+
+def sources():
+    """{setting: the comment behind it in Config}."""
+    pattern = re.compile(r"^    (\w+): \w+ = .*?# (.*)$", re.MULTILINE)
+    return dict(pattern.findall(inspect.getsource(Config)))
+
+
+def explain(config):
+    """Print every setting, its value, its source, and where it differs from the paper's."""
+    for field in dataclasses.fields(Config):
+        value = getattr(config, field.name)
+        differs = "" if value == field.default else f"   [paper preset: {field.default}]"
+        print(f"{field.name:22} {str(value):28} {sources()[field.name]}{differs}")
