@@ -95,7 +95,7 @@ F, G = call("f", x=1, y="a"), call("g")
     (text([call("f", x=2, y="a"), G]), [G, F], ("semantic", "wrong value"))])
 def test_classes_and_kinds_of_errors(answer, gold, error):
     assert score.error_of(answer, gold) == error
-    assert evaluation.error_class(answer, gold) == (error and error[0])
+    assert score.error_class(answer, gold) == (error and error[0])
     assert error is None or error[1] in score.KINDS[error[0]]
 
 
@@ -225,7 +225,7 @@ def test_result_files(out, data):
     rows, loaded = read(out / "tiny.jsonl"), benchmarks.load("tiny", data, 12)
     assert len({row["prompt_hash"] for row in rows}) == 12
     for row, source in zip(rows, loaded):
-        assert row["error"] == evaluation.error_class(row["text"], source.task.answer)
+        assert row["error"] == score.error_class(row["text"], source.task.answer)
         assert (row["verdict"] == "right") == (row["error"] is None)
     # Each answer stands beside its own question; other batches may round a few differently.
     answers = evaluation.solve(evaluation.load_model("tiny", "cpu"),
