@@ -123,8 +123,8 @@ TINY = dict(
 PRESETS = {
     "paper": {},
     "tiny": TINY,
-    "ablation": TINY | dict(generator_steps=10, solver_steps=6, pool_size=128, curriculum_size=48,
-                            heldout_tasks=300),
+    "ablation": TINY | dict(generator_steps=10, generator_prompts=4, solver_steps=6, pool_size=128,
+                            curriculum_size=48, heldout_tasks=250),
 }
 # What may differ when a run is resumed.
 CHANGEABLE = {"run_dir", "iterations", "save_every", "collective_timeout", "assert_invariants"}
