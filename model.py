@@ -505,6 +505,10 @@ def logit_blocks(tokens, vocab_size):
 
 def _block_logprobs(lm_head, hidden_MD, target_M, temperature):
     """(log-probs of the targets, entropies), (M,) each."""
-    logp_MV = torch.log_softmax(lm_head(hidden_MD).float() / temperature, dim=-1)
-    entropy_M = -(logp_MV.detach().exp() * logp_MV.detach()).sum(-1)
+    logits_MV = lm_head(hidden_MD).float()
+    if temperature != 1:      # the usual 1 is spared a pass over the largest tensor there is
+        logits_MV = logits_MV / temperature
+    logp_MV = torch.log_softmax(logits_MV, dim=-1)
+    with torch.no_grad():
+        entropy_M = -torch.linalg.vecdot(logp_MV.exp(), logp_MV)
     return logp_MV.gather(-1, target_M[:, None])[:, 0], entropy_M
