@@ -2,8 +2,9 @@
 
     python bench/curriculum.py
 
-Reading the Generator's text, structural checks, signatures, pass rates of 10 Solver samples each, selection:
-all that a pool costs beside the models. There is no other software for it: growth stands in for it.
+Reading the Generator's text, structural checks, signatures, pass rates of 10 Solver samples each,
+selection: all that a pool costs beside the models. There is no other software to run it against; in
+the JSON file the other sizes stand in, with the time of a task there over its time in 10,000.
 """
 import json
 import random
@@ -37,8 +38,8 @@ def candidates(size):
 
 def work(texts, specs, samples):
     """{part: seconds} of everything between the pool's texts and the curriculum."""
-    parts, drafts = common.seconds(lambda: [generator.read(text) for text in texts])
-    spent = {"read": parts}
+    spent = {}
+    spent["read"], drafts = common.seconds(lambda: [generator.read(text) for text in texts])
     tasks = [draft.task(spec) for draft, spec in zip(drafts, specs)]
     spent["check"], reasons = common.seconds(
         lambda: [curriculum.structural_problem(draft, task) for draft, task in zip(drafts, tasks)])
@@ -58,7 +59,8 @@ def work(texts, specs, samples):
 def main():
     args = common.parser(__doc__, rounds=3).parse_args()
     pools = {size: candidates(size) for size in SIZES}
-    runs = common.take_turns({size: lambda n, pool=pool: work(*pool) for size, pool in pools.items()}, args.rounds)
+    contestants = {size: lambda n, pool=pool: work(*pool) for size, pool in pools.items()}
+    runs = common.take_turns(contestants, args.rounds)
     totals = {}
     for size, rounds in runs.items():
         parts = {part: median(spent[part] for spent in rounds) for part in rounds[0]}
@@ -68,7 +70,8 @@ def main():
     if args.json:
         others = {f"{size} tasks": {"value": total, "ratio": total * 10_000 / (size * totals[10_000])}
                   for size, total in totals.items() if size != 10_000}
-        common.write(args.json, totals[10_000], others, {"rounds": args.rounds, "unit": "seconds, 10,000 tasks"})
+        settings = {"rounds": args.rounds, "unit": "seconds, 10,000 tasks"}
+        common.write(args.json, totals[10_000], others, settings)
 
 
 if __name__ == "__main__":

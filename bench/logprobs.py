@@ -1,8 +1,8 @@
-"""Time and peak memory of `token_logprobs`, forward and backward, at Qwen2.5's vocabulary of 151,936,
-against the plain formulation, which holds all logits.
+"""Time and peak memory of `token_logprobs`, forward and backward, at Qwen2.5's vocabulary of
+151,936, against the plain formulation, which holds all logits.
 
-    python bench/logprobs.py                                 # Qwen2.5-0.5B's width, one layer, random weights
-    python bench/logprobs.py --hidden 1536 --device cuda     # the 1.5B's
+    python bench/logprobs.py                                 # one layer of width 256, random weights
+    python bench/logprobs.py --hidden 1536 --device cuda     # Qwen2.5-1.5B's width
 
 Each measurement is a process of its own, so that its peak is its own.
 """
@@ -86,8 +86,8 @@ def run(name, args, file):
 
 def main():
     parser = common.parser(__doc__, rounds=3)
-    parser.add_argument("--tokens", type=int, default=1024, help="completion tokens, in 4 rows")
-    parser.add_argument("--hidden", type=int, default=896, help="width of the model")
+    parser.add_argument("--tokens", type=int, default=3072, help="completion tokens, in 4 rows")
+    parser.add_argument("--hidden", type=int, default=256, help="width of the model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--worker", choices=("ours", "plain"), help=argparse.SUPPRESS)
     parser.add_argument("--gradient", help=argparse.SUPPRESS)

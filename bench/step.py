@@ -2,9 +2,9 @@
 
     python bench/step.py                     # tiny model, 16 prompts x 8 completions, fp32
 
-A step is sampling, rewards, log-probs, backward, optimizer, and for ours also the copy of the new weights to
-the sampler (TRL samples from the weights that it trains). Settings are equal: prompts, group size, most
-tokens, micro-batches, loss, learning rate, clipping, and our reward function for both.
+A step is sampling, rewards, log-probs, backward, optimizer, and for ours also the copy of the new
+weights to the sampler (TRL samples from the weights that it trains). Settings are equal: prompts,
+group size, most tokens, micro-batches, loss, learning rate, clipping, and our rewards for both.
 """
 import json
 import sys
@@ -35,8 +35,8 @@ def our_step(args, tasks):
     device = grpo.init_distributed()
     tokenizer = lms.load_tokenizer(tiny.PATH)
     lm = lms.load(tiny.PATH, tokenizer, device=device)
-    config = SimpleNamespace(learning_rate=RATE, dtype="fp32", max_grad_norm=1.0, epsilon=0.2, inner_updates=1,
-                             micro_batch=args.micro_batch, gradient_checkpointing=False)
+    config = SimpleNamespace(learning_rate=RATE, dtype="fp32", max_grad_norm=1.0, epsilon=0.2,
+                             inner_updates=1, micro_batch=args.micro_batch, gradient_checkpointing=False)
     trainer = grpo.Trainer(lms.load(tiny.PATH, tokenizer).model, config)
     prompts = [lms.encode_chat(tokenizer, solver.prompt(task.question, task.tools)) for task in tasks]
 
@@ -80,11 +80,11 @@ def trl_trainer(args, tasks):
     config = GRPOConfig(
         output_dir="runs/bench_trl", per_device_train_batch_size=args.micro_batch,
         gradient_accumulation_steps=len(tasks) * GROUP // args.micro_batch, num_generations=GROUP,
-        max_completion_length=MOST, learning_rate=RATE, lr_scheduler_type="constant", temperature=1.0, top_p=1.0,
-        top_k=0, beta=0.0, epsilon=0.2, loss_type="grpo", scale_rewards="group", max_grad_norm=1.0,
-        weight_decay=0.0, optim="adamw_torch", gradient_checkpointing=False, bf16=False, max_steps=args.rounds + 1,
-        use_cpu=not torch.cuda.is_available(), save_strategy="no", report_to="none", disable_tqdm=True,
-        logging_steps=10**6)
+        max_completion_length=MOST, learning_rate=RATE, lr_scheduler_type="constant", temperature=1.0,
+        top_p=1.0, top_k=0, beta=0.0, epsilon=0.2, loss_type="grpo", scale_rewards="group",
+        max_grad_norm=1.0, weight_decay=0.0, optim="adamw_torch", gradient_checkpointing=False,
+        bf16=False, use_cpu=not torch.cuda.is_available(), max_steps=args.rounds + 1,
+        save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=10**6)
     return GRPOTrainer(model=model, reward_funcs=trl_rewards, args=config, train_dataset=rows,
                        processing_class=tokenizer)
 
@@ -101,9 +101,9 @@ def main():
     trainer.add_callback(turns)
     trainer.train()
     results = {name: values[1:] for name, values in turns.seconds.items()}      # the first warms up
-    common.report(results, "seconds", vars(args) | {"group_size": GROUP, "max_completion": MOST, "dtype": "fp32",
-                                                    "threads": torch.get_num_threads()},
-                  args.json, more_is_better=False)
+    settings = vars(args) | {"group_size": GROUP, "max_completion": MOST, "dtype": "fp32",
+                             "threads": torch.get_num_threads()}
+    common.report(results, "seconds", settings, args.json, more_is_better=False)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def test_contestants_alternate_and_the_first_round_does_not_count(common):
 
 @pytest.mark.parametrize("more_is_better, ratio", [(True, 2.0), (False, 0.5)])
 def test_a_ratio_above_one_is_better_for_us(common, tmp_path, capsys, more_is_better, ratio):
-    common.report({"ours": [1.0, 8.0, 6.0], "other": [3.0, 3.0, 9.0]}, "units", {"a": 1}, tmp_path / "out.json",
-                  more_is_better)
+    results = {"ours": [1.0, 8.0, 6.0], "other": [3.0, 3.0, 9.0]}
+    common.report(results, "units", {"a": 1}, tmp_path / "out.json", more_is_better)
     assert json.loads((tmp_path / "out.json").read_text()) == {
         "ours": 6.0, "others": {"other": {"value": 3.0, "ratio": ratio}}, "settings": {"a": 1}}
     assert f"{ratio:.2f} x" in capsys.readouterr().out
