@@ -5,8 +5,8 @@ The sampler is ours, not `generate`: nothing of a model's generation_config appl
 Sampled ids are the training ids: they go to the loss as they are, and only the reward reads the
 decoded text.
 
-Axes:  P prompts   B rows (completions)   T time   S positions of a completion   V vocabulary   D width
-       N tokens of a packed sequence   M completion tokens in it   C completion length
+Axes:  P prompts   B rows (completions)   T time   S positions of a completion   C its length
+       N tokens of a packed sequence   M completion tokens in it   V vocabulary   D width
 
 What a model reads, in sampling and in training, is one prompt and the completions that share it.
 Its keys and values are made once, and every completion attends to them and to itself:
@@ -251,9 +251,9 @@ def forward_groups(model, groups, ids, positions, cache=None):
     Four-dimensional masks pass through the model as they are. This empty one makes any other
     attention function fail, where it would silently let completions see each other.
     """
-    return model.base_model(input_ids=ids, position_ids=positions, groups=groups, past_key_values=cache,
-                            attention_mask=torch.zeros(1, 1, 1, 0, device=ids.device),
-                            use_cache=cache is not None).last_hidden_state
+    nothing = torch.zeros(1, 1, 1, 0, device=ids.device)
+    return model.base_model(input_ids=ids, position_ids=positions, attention_mask=nothing, groups=groups,
+                            past_key_values=cache, use_cache=cache is not None).last_hidden_state
 
 
 # ---------------------------------------------------------------------------------------------
@@ -364,11 +364,11 @@ class GroupCache:
         return keys.index_copy_(2, self.column, key), values.index_copy_(2, self.column, value)
 
     def attend(self, module, query, key, value, scaling):
-        """Attention of one new token of every row, (B, 1, heads, D): to its prompt, which is read once
-        for the whole group, and to its own completion.
+        """Attention of one new token of every row, (B, 1, heads, D): to its prompt, which is read
+        once for the whole group, and to its own completion.
 
-        softmax(scaling [q K_prompt, q K_own]) [V_prompt; V_own], in letters: K heads of keys, R queries
-        for each of them, G rows of a prompt at most.
+        softmax(scaling [q K_prompt, q K_own]) [V_prompt; V_own]. In letters: K heads of keys, R
+        queries for each of them, G rows of a prompt at most.
 
         Args:
             query: (B, K x R, 1, D).
@@ -377,7 +377,8 @@ class GroupCache:
         B, K, S, D = key.shape
         query = query.view(B, K, -1, D) * scaling
         prompt_key, prompt_value = self.prompts[module.layer_idx]
-        score = self._rows(self._grid(query) @ prompt_key.transpose(2, 3) + self.bias_PT[:, None, None])
+        prompt_score = self._grid(query) @ prompt_key.transpose(2, 3) + self.bias_PT[:, None, None]
+        score = self._rows(prompt_score)
         own_score = query @ key.transpose(2, 3) + self.own_bias()
         weight = torch.cat((score, own_score), -1).softmax(-1, dtype=torch.float32).to(value.dtype)
         weight, own_weight = weight.tensor_split((score.shape[-1],), -1)
@@ -559,7 +560,8 @@ class Packed(NamedTuple):
         own = [rows(x, self.own_BC) for x in (query, key, value)]
         seen = [torch.cat((prompt[i][self.group_B], own[i]), 2) for i in (1, 2)]
         out_PTHD, _ = sdpa_attention_forward(module, *prompt, None, scaling=scaling)
-        out_BCHD, _ = sdpa_attention_forward(module, own[0], *seen, self.seen_BCS[:, None], scaling=scaling)
+        out_BCHD, _ = sdpa_attention_forward(module, own[0], *seen, self.seen_BCS[:, None],
+                                             scaling=scaling)
         return torch.cat((out_PTHD.flatten(0, 1), out_BCHD.flatten(0, 1)))[self.home_N][None]
 
 
@@ -579,7 +581,8 @@ def pack(groups, device):
     prompt_PT, own_BC = (pad_sequence(x, batch_first=True, padding_value=-1) for x in (prompts, own))
     group_B, (B, C) = torch.tensor(group_of), own_BC.shape
     causal_CC = torch.ones(C, C, dtype=torch.bool).tril()
-    seen_BCS = torch.cat(((prompt_PT >= 0)[group_B][:, None].expand(-1, C, -1), causal_CC.expand(B, -1, -1)), 2)
+    prompt_BCT = (prompt_PT >= 0)[group_B][:, None].expand(-1, C, -1)
+    seen_BCS = torch.cat((prompt_BCT, causal_CC.expand(B, -1, -1)), 2)
     place = torch.cat((prompt_PT.flatten(), own_BC.flatten()))
     home_N = torch.empty(len(ids), dtype=torch.long)
     home_N[place[place >= 0]] = (place >= 0).nonzero()[:, 0]
@@ -600,8 +603,8 @@ def token_logprobs(model, packed, temperature=1.0, blocks=None):
         blocks: how many blocks to cut the tokens into; None: as many as `logit_blocks` says.
 
     Returns:
-        (logp_BC, entropy_BC, mask_BC): C is the longest completion; log-probs and entropy (nats, without gradient)
-        are 0 outside the mask. The mask comes from lengths, and holds the EOS.
+        (logp_BC, entropy_BC, mask_BC): C is the longest completion; log-probs and entropy (nats,
+        without gradient) are 0 outside the mask. The mask comes from lengths, and holds the EOS.
     """
     hidden_ND = forward_groups(model, packed, packed.ids_N[None], packed.position_N[None])[0]
     mask_BC = packed.own_BC >= 0
@@ -624,6 +627,10 @@ def logit_blocks(tokens, vocab_size):
 
 def _block_logprobs(lm_head, hidden_MD, target_M, temperature):
     """(log-probs of the targets, entropies), (M,) each."""
-    logp_MV = torch.log_softmax(lm_head(hidden_MD).float() / temperature, dim=-1)
-    entropy_M = -(logp_MV.detach().exp() * logp_MV.detach()).sum(-1)
+    logits_MV = lm_head(hidden_MD).float()
+    if temperature != 1:      # the usual 1 is spared a pass over the largest tensor there is
+        logits_MV = logits_MV / temperature
+    logp_MV = torch.log_softmax(logits_MV, dim=-1)
+    with torch.no_grad():
+        entropy_M = -torch.linalg.vecdot(logp_MV.exp(), logp_MV)
     return logp_MV.gather(-1, target_M[:, None])[:, 0], entropy_M

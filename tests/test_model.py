@@ -73,6 +73,23 @@ def test_log_probs_in_blocks_have_the_gradient_of_the_whole(lm, prompts, monkeyp
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
+def test_a_step_finds_and_leaves_its_tensors_in_place(lm, prompts):
+    """So that a CUDA graph of it can be replayed."""
+    def places():
+        tensors = [x for x in vars(decoder).values() if isinstance(x, torch.Tensor)]
+        tensors += [kv for layer in decoder.cache.own + decoder.cache.prompts for kv in layer]
+        return [x.data_ptr() for x in tensors + [decoder.cache.cell_B, decoder.cache.column]]
+
+    with torch.no_grad():
+        decoder = lms.Decoder(lm, prompts[:2], torch.rand(4, 9, dtype=torch.float64), 1.0)
+        decoder.stretch(1)
+        decoder.cache.repack(torch.ones(4, dtype=torch.bool), 3)
+        before = places()
+        decoder.step()
+        decoder.step()
+    assert places() == before and decoder.t.item() == 3
+
+
 def plain_logprobs(model, rollout):
     """By the book: one row, all its logits, their log-softmax."""
     ids = torch.tensor([rollout.prompt + rollout.ids])

@@ -1,0 +1,68 @@
+"""What the benchmarks share: taking turns, medians, the table, the JSON file."""
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+def parser(description, rounds=5):
+    """A command line with --rounds and --json."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=rounds, help="measurements of each")
+    parser.add_argument("--json", help="file for the result")
+    return parser
+
+
+def take_turns(contestants, rounds):
+    """{name: [result of each round]}; the contestants alternate, so that whatever else the machine
+    does hits all of them. One round before the first is not counted.
+
+    Args:
+        contestants: {name: function of the round's number}.
+    """
+    results = {name: [] for name in contestants}
+    for n in range(rounds + 1):
+        for name, run in contestants.items():
+            result = run(n)
+            if n:
+                results[name].append(result)
+    return results
+
+
+def seconds(work, *args):
+    """(how long work(*args) took, what it returned)."""
+    started = time.perf_counter()
+    result = work(*args)
+    return time.perf_counter() - started, result
+
+
+def report(results, unit, settings, file=None, more_is_better=True):
+    """Print a table of medians and ratios, and write the JSON file.
+
+    Args:
+        results: {name: [value of each round]}, with "ours" among the names.
+        unit: of the values.
+        settings: what was measured, for the file.
+        more_is_better: True for speeds, False for times and bytes. Above 1, a ratio is better for us.
+    """
+    medians = {name: median(values) for name, values in results.items()}
+    ours, others = medians["ours"], {}
+    print(f"{'':24}{'median':>12}  {'range':>23}  ours is better by     ({unit})")
+    for name, values in results.items():
+        ratio = ours / medians[name] if more_is_better else medians[name] / ours
+        if name != "ours":
+            others[name] = {"value": medians[name], "ratio": ratio}
+        print(f"{name:24}{medians[name]:12.4g}  {min(values):11.4g} {max(values):11.4g}"
+              + (f"  {ratio:.2f} x" if name != "ours" else ""))
+    if file:
+        write(file, ours, others, settings)
+
+
+def write(file, ours, others, settings):
+    """The JSON file: {"ours": value, "others": {name: {"value", "ratio"}}, "settings"}."""
+    result = {"ours": ours, "others": others, "settings": settings}
+    Path(file).write_text(json.dumps(result, indent=2) + "\n")

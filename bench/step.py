@@ -1,0 +1,110 @@
+"""Seconds of a whole GRPO step: ours against TRL's GRPOTrainer with its transformers sampler.
+
+    python bench/step.py                     # tiny model, 16 prompts x 8 completions, fp32
+
+A step is sampling, rewards, log-probs, backward, optimizer, and for ours also the copy of the new
+weights to the sampler (TRL samples from the weights that it trains). Settings are equal: prompts,
+group size, most tokens, micro-batches, loss, learning rate, clipping, and our rewards for both.
+"""
+import json
+import sys
+import time
+import warnings
+from types import SimpleNamespace
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+import common
+import grpo
+import model as lms
+import solver
+import tiny
+
+RATE, MOST, GROUP = 1e-5, 128, 8
+
+
+def reward(text, answer):
+    return sum(solver.reward(text, answer).values())
+
+
+def our_step(args, tasks):
+    """function of the round's number that does one of our steps and returns its seconds."""
+    device = grpo.init_distributed()
+    tokenizer = lms.load_tokenizer(tiny.PATH)
+    lm = lms.load(tiny.PATH, tokenizer, device=device)
+    config = SimpleNamespace(learning_rate=RATE, dtype="fp32", max_grad_norm=1.0, epsilon=0.2,
+                             inner_updates=1, micro_batch=args.micro_batch, gradient_checkpointing=False)
+    trainer = grpo.Trainer(lms.load(tiny.PATH, tokenizer).model, config)
+    prompts = [lms.encode_chat(tokenizer, solver.prompt(task.question, task.tools)) for task in tasks]
+
+    def step(n):
+        groups = lms.sample(lm, prompts, GROUP, (n,), 1.0, MOST, len(prompts) * GROUP)
+        rewards = [[reward(rollout.text, task.answer) for rollout in group]
+                   for group, task in zip(groups, tasks)]
+        trainer.step(groups, torch.tensor(rewards), RATE)
+        trainer.copy_to(lm.model)
+
+    return lambda n: common.seconds(step, n)[0]
+
+
+class Turns(TrainerCallback):
+    """Times TRL's steps, and lets ours have its turn after each."""
+
+    def __init__(self, ours):
+        self.ours, self.seconds = ours, {"ours": [], "TRL": []}
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds["TRL"].append(time.perf_counter() - self.started)
+        self.seconds["ours"].append(self.ours(state.global_step))
+
+
+def trl_rewards(completions, answer, **kwargs):
+    return [reward(text, json.loads(gold)) for text, gold in zip(completions, answer)]
+
+
+def trl_trainer(args, tasks):
+    """GRPOTrainer that takes the same prompts in every step."""
+    tokenizer = lms.load_tokenizer(tiny.PATH)
+    texts = [tokenizer.apply_chat_template(solver.prompt(task.question, task.tools), tokenize=False,
+                                           add_generation_prompt=True) for task in tasks]
+    rows = Dataset.from_list([{"prompt": text, "answer": json.dumps(task.answer)}
+                              for text, task in zip(texts, tasks)])
+    model = lms.load(tiny.PATH, tokenizer).model
+    model.set_attn_implementation("sdpa")
+    config = GRPOConfig(
+        output_dir="runs/bench_trl", per_device_train_batch_size=args.micro_batch,
+        gradient_accumulation_steps=len(tasks) * GROUP // args.micro_batch, num_generations=GROUP,
+        max_completion_length=MOST, learning_rate=RATE, lr_scheduler_type="constant", temperature=1.0,
+        top_p=1.0, top_k=0, beta=0.0, epsilon=0.2, loss_type="grpo", scale_rewards="group",
+        max_grad_norm=1.0, weight_decay=0.0, optim="adamw_torch", gradient_checkpointing=False,
+        bf16=False, use_cpu=not torch.cuda.is_available(), max_steps=args.rounds + 1,
+        save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=10**6)
+    return GRPOTrainer(model=model, reward_funcs=trl_rewards, args=config, train_dataset=rows,
+                       processing_class=tokenizer)
+
+
+def main():
+    parser = common.parser(__doc__)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--micro_batch", type=int, default=32, help="completions per forward pass")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    tasks = tiny.heldout(args.prompts)
+    trainer = trl_trainer(args, tasks)      # first: it must not find our process group
+    turns = Turns(our_step(args, tasks))
+    trainer.add_callback(turns)
+    trainer.train()
+    results = {name: values[1:] for name, values in turns.seconds.items()}      # the first warms up
+    settings = vars(args) | {"group_size": GROUP, "max_completion": MOST, "dtype": "fp32",
+                             "threads": torch.get_num_threads()}
+    common.report(results, "seconds", settings, args.json, more_is_better=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
