@@ -36,15 +36,17 @@ def our_step(args, tasks):
     tokenizer = lms.load_tokenizer(tiny.PATH)
     lm = lms.load(tiny.PATH, tokenizer, device=device)
     config = SimpleNamespace(learning_rate=RATE, dtype="fp32", max_grad_norm=1.0, epsilon=0.2,
-                             inner_updates=1, micro_batch=args.micro_batch, gradient_checkpointing=False)
-    trainer = grpo.Trainer(lms.load(tiny.PATH, tokenizer).model, config)
+                             inner_updates=1, micro_batch=args.micro_batch,
+                             gradient_checkpointing=False, deepspeed="", assert_invariants=False)
+    trainer = grpo.Trainer(lms.build(tiny.PATH, device=device), config)
+    trainer.load(lms.read_weights(tiny.PATH))
     prompts = [lms.encode_chat(tokenizer, solver.prompt(task.question, task.tools)) for task in tasks]
 
     def step(n):
         groups = lms.sample(lm, prompts, GROUP, (n,), 1.0, MOST, len(prompts) * GROUP)
         rewards = [[reward(rollout.text, task.answer) for rollout in group]
                    for group, task in zip(groups, tasks)]
-        trainer.step(groups, torch.tensor(rewards), RATE)
+        trainer.update(trainer.backward(groups, torch.tensor(rewards)), RATE)
         trainer.copy_to(lm.model)
 
     return lambda n: common.seconds(step, n)[0]
