@@ -22,6 +22,7 @@ import curriculum
 import model as lms
 import tiny
 from grpo import group_advantages
+from run import Refused
 
 GIB = 2**30
 LIVE_PARAMETERS = 10**9      # DeepSpeed's stage3_max_live_parameters: gathered at the same time
@@ -62,18 +63,17 @@ def forecast(shape, config, world):
     tokens = config.micro_batch * T
     inside_layer = tokens * two * (12 * shape.hidden_size + 4 * shape.intermediate_size)
     kept = tokens * two * shape.hidden_size * shape.num_hidden_layers
-    parts = {
-        "parameters": two * N / world, "fp32 masters": 4 * N / world, "Adam": 8 * N / world,
-        "gradients": 4 * N / world, "sampling copy": two * N, "frozen opponent": two * N,
-        "KV cache": config.sample_rows * kv_row,
+    always = {"parameters": two * N / world, "fp32 masters": 4 * N / world, "Adam": 8 * N / world,
+              "gradients": 4 * N / world, "sampling copy": two * N, "frozen opponent": two * N}
+    sampling = {"KV cache": config.sample_rows * kv_row}
+    training = {
         "gathered": two * min(N, LIVE_PARAMETERS),
-        "activations": kept + inside_layer if config.gradient_checkpointing
-                       else inside_layer * shape.num_hidden_layers,
+        "activations": (kept + inside_layer if config.gradient_checkpointing
+                        else inside_layer * shape.num_hidden_layers),
         "logits": 4 * 3 * min(lms.LOGITS_AT_ONCE, config.micro_batch * config.max_completion
                               * shape.vocab_size)}
-    training = parts["gathered"] + parts["activations"] + parts["logits"]
-    always = sum(list(parts.values())[:6])
-    return parts | {"peak": always + max(parts["KV cache"], training)}
+    peak = sum(always.values()) + max(sum(sampling.values()), sum(training.values()))
+    return always | sampling | training | {"peak": peak}
 
 
 def disk_bytes(parameters, iterations):
@@ -83,15 +83,19 @@ def disk_bytes(parameters, iterations):
 
 
 def host_bytes(parameters):
-    """Host memory of a GPU machine beside the processes: the mapped checkpoint, shared by all
+    """Host memory of a GPU machine beside the processes: the mapped fp32 checkpoint, shared by all
     ranks, and the fp32 weights that rank 0 gathers to write one."""
-    return 4 * parameters + 4 * parameters
+    mapped = gathered = 4 * parameters
+    return mapped + gathered
 
 
 def report(config):
     """Print what the run needs and what there is."""
-    shape = AutoConfig.from_pretrained(config.base)
-    tokenizer = lms.load_tokenizer(config.base)
+    try:
+        tokenizer = lms.load_tokenizer(config.base)
+        shape = AutoConfig.from_pretrained(config.base, **lms.source(config.base))
+    except (OSError, ValueError) as error:
+        raise Refused(f"--model {config.model}: {str(error).splitlines()[0]}") from None
     N = count_parameters(shape)
     worlds = sorted({1, 2, 4, 8, int(os.environ.get("WORLD_SIZE", 1))})
     columns = [forecast(shape, config, world) for world in worlds]

@@ -1,5 +1,5 @@
-"""Settings of a run: every field a flag, its value from the paper, its authors' code, or us; and the
-command line that reads them.
+"""Settings of a run: every field a flag, its value from the paper, its authors' code, or us; and
+the command line that reads them.
 
 Bad input ends here, in one line, before anything long.
 """
@@ -164,7 +164,8 @@ def read_user_json(path):
 def parse(argv):
     """(Config, action) from the command line:
     the preset, with the flags that were given over it."""
-    parser = OneLineParser(description="Tool-R0: self-play, from zero task data.", allow_abbrev=False)
+    parser = OneLineParser(description="Tool-R0: self-play from zero task data.",
+                           allow_abbrev=False)
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
     parser.add_argument("--check", dest="action", action="store_const", const="check",
                         help="print what the run will need and what there is, and exit")
@@ -228,13 +229,14 @@ def directory_problem(config):
     try:
         before = read_json(file)
         flags, contents = before["config"], before["files"]
+        iterations = flags["iterations"]
     except (Refused, KeyError, TypeError):
         return f"{file} is damaged: put back a copy, or give another --run_dir"
     now = record(config)
     differing = [f"--{name} was {flags.get(name)!r} and is {value!r}"
                  for name, value in now["config"].items()
                  if name not in CHANGEABLE and flags.get(name) != value]
-    if flags["iterations"] > config.iterations:
+    if iterations > config.iterations:
         differing.append(f"--iterations was {flags['iterations']} and is {config.iterations}")
     differing += [f"the file of --{name} has changed" for name, value in now["files"].items()
                   if contents.get(name) != value]

@@ -129,8 +129,8 @@ def validity_reward(draft, grounding=True):
     """r_valid = 0.4 [gold tools in the menu] + 0.4 [required all given]
               + 0.2 [values grounded]   (Eq. 2)
 
-    Every gold call must pass; 0 unless tools and gold parse. Without `grounding` (an ablation) the
-    last term is always paid.
+    Every gold call must pass; 0 unless tools and gold parse and every call is well-formed. Without
+    `grounding` (an ablation) the last term is always paid.
     """
     if not draft.tools or not draft.calls or draft.malformed:
         return 0.0

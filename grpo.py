@@ -66,9 +66,9 @@ def grpo_loss(logp_BC, old_logp_BC, adv_B, mask_BC, weight_B, epsilon):
     """loss = sum_i w_i (1/|o_i|) sum_t -min(rho A_i, clip(rho, 1 - eps, 1 + eps) A_i)
     with rho = exp(logp - old_logp).
 
-    With w_i = 1 / (completions in the step) and summed over its micro-batches, this is GRPO's mean over completions
-    of the mean over their tokens. On fresh samples rho is 1 and the loss is about 0 whatever
-    happens: it is its gradient that matters.
+    With w_i = 1 / (completions in the step) and summed over its micro-batches, this is GRPO's mean
+    over completions of the mean over their tokens. On fresh samples rho is 1 and the loss is about 0
+    whatever happens: it is its gradient that matters.
 
     Args:
         logp_BC: log-probs under the policy, with gradient.
@@ -161,8 +161,8 @@ def leaves(tree, prefix=""):
     """{dotted key: value} of nested dicts."""
     found = {}
     for key, value in tree.items():
-        nested = leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        found.update(nested)
+        dotted = prefix + key
+        found |= leaves(value, f"{dotted}.") if isinstance(value, dict) else {dotted: value}
     return found
 
 
@@ -357,8 +357,9 @@ class Trainer:
         """Hand numbers to the monitors (tensorboard, wandb, csv) that the user's DeepSpeed settings
         switch on."""
         if self.engine.monitor.enabled:
-            self.engine.monitor.write_events([(f"{phase}/{name}", value, step) for name, value
-                                              in metrics.items() if isinstance(value, (int, float))])
+            self.engine.monitor.write_events(
+                [(f"{phase}/{name}", value, step) for name, value in metrics.items()
+                 if isinstance(value, (int, float))])
 
     # The step ----------------------------------------------------------------------------------
 
@@ -376,8 +377,8 @@ class Trainer:
         for of_ranks in zip(*(self._cut(groups, adv_PG, r, world) for r in range(world))):
             # ZeRO-3 gathers the output layer once a block, together: the fullest rank sets the
             # number.
-            blocks = max(logit_blocks(sum(len(rollout.ids) for _, rollout, _, _ in batch), vocab_size)
-                         for batch in of_ranks)
+            tokens = max(sum(len(rollout.ids) for _, rollout, _, _ in batch) for batch in of_ranks)
+            blocks = logit_blocks(tokens, vocab_size)
             _, _, adv, weights = zip(*of_ranks[rank])
             parts = [[rollout for _, rollout, _, _ in part]
                      for _, part in itertools.groupby(of_ranks[rank], key=lambda row: row[0])]
@@ -391,7 +392,7 @@ class Trainer:
         G, weight, size = adv_PG.shape[1], 1 / adv_PG.numel(), self.config.micro_batch
         mine = [(groups[p], adv_PG[p].tolist(), weight) for p in range(rank, len(groups), world)]
         mine += [(groups[0], [0.0] * G, 0.0)] * (-(-len(groups) // world) - len(mine))
-        mine.sort(key=lambda item: len(item[0][0].prompt) + sum(len(rollout.ids) for rollout in item[0]))
+        mine.sort(key=lambda item: len(item[0][0].prompt) + sum(len(r.ids) for r in item[0]))
         rows = [(n, rollout, adv, w) for n, (group, adv_G, w) in enumerate(mine)
                 for rollout, adv in zip(group, adv_G)]
         return [rows[start:start + size] for start in range(0, len(rows), size)]
@@ -437,8 +438,8 @@ class Trainer:
             self.engine.step()
             norm = float(self.engine.get_global_grad_norm())
             if not math.isfinite(norm):        # then DeepSpeed has left the weights as they were
-                raise NonFinite("the gradient", [rollout for parts, *_ in pending.batches for part in parts
-                                                 for rollout in part])
+                raise NonFinite("the gradient", [rollout for parts, *_ in pending.batches
+                                                 for part in parts for rollout in part])
         if rank_and_world()[1] > 1:
             torch.distributed.all_reduce(sums)
         loss, clipped, gap, entropy, tokens = sums.tolist()
@@ -462,7 +463,8 @@ class Trainer:
             if self.config.assert_invariants and pending.sums is None:
                 drift = ((logp_BC - old_BC).exp() - 1).abs().max().item()
                 assert drift < 1e-5, f"the ratio is off by {drift:.6f} before the first update"
-            loss, clip_share = grpo_loss(logp_BC, old_BC, adv_B, mask_BC, weight_B, self.config.epsilon)
+            loss, clip_share = grpo_loss(logp_BC, old_BC, adv_B, mask_BC, weight_B,
+                                         self.config.epsilon)
             # The engine averages gradients over ranks, where we want their sum: the one place where
             # we scale.
             self.engine.set_gradient_accumulation_boundary(i == len(pending.batches) - 1)

@@ -31,8 +31,8 @@ from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
-from transformers import (AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM,
-                          AutoTokenizer, GenerationConfig)
+from transformers import (AttentionInterface, AttentionMaskInterface, AutoConfig,
+                          AutoModelForCausalLM, AutoTokenizer, GenerationConfig)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -73,7 +73,8 @@ def load_tokenizer(path):
     except (OSError, ValueError) as error:
         raise ValueError(_not_found("tokenizer", path, error)) from None
     if tokenizer.chat_template is None:
-        raise ValueError(f"the tokenizer of {path} has no chat template: use an instruction-tuned model")
+        raise ValueError(f"the tokenizer of {path} has no chat template: use an instruction-tuned "
+                         "model")
     return tokenizer
 
 
@@ -83,7 +84,8 @@ class BadCheckpoint(ValueError):
 
 def source(path):
     """from_pretrained's arguments: where it may look, and that no code is run from there."""
-    return {"local_files_only": Path(path).is_dir() or not on_hub(str(path)), "trust_remote_code": False}
+    local = Path(path).is_dir() or not on_hub(str(path))
+    return {"local_files_only": local, "trust_remote_code": False}
 
 
 @functools.cache
@@ -148,8 +150,8 @@ def fill(model, weights):
         if name in missing:        # a tied output layer may be stored too
             param = missing.pop(name)
             if param.shape != weight.shape:
-                raise BadCheckpoint(f"a checkpoint's {name} has the shape {tuple(weight.shape)}, not "
-                                    f"{tuple(param.shape)}")
+                raise BadCheckpoint(f"a checkpoint's {name} has the shape {tuple(weight.shape)}, "
+                                    f"not {tuple(param.shape)}")
             param.copy_(weight)
     if missing:
         raise BadCheckpoint(f"a checkpoint lacks the weights {', '.join(list(missing)[:3])}")
@@ -161,7 +163,8 @@ def build(path, dtype=torch.float32, device="cpu"):
     try:
         config = AutoConfig.from_pretrained(folder, **source(folder))
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="grouped")
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype,
+                                                     attn_implementation="grouped")
         if (folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -191,8 +194,8 @@ def model_problem(model, tokenizer):
     # Some scale or cap the logits after the output layer, where we would not see it.
     ids_BT = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    if not torch.allclose(model.lm_head(hidden_BTD), model(input_ids=ids_BT, use_cache=False).logits,
-                          equal_nan=True):
+    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
+    if not torch.allclose(model.lm_head(hidden_BTD), logits_BTV, equal_nan=True):
         return f"the logits of a {type(model).__name__} are not the output of its `lm_head`"
     return None
 
@@ -201,7 +204,8 @@ def eos_ids(model, tokenizer):
     """Every id that ends a completion: those of the config, the generation config and the
     tokenizer."""
     found = set()
-    for ids in (model.config.eos_token_id, model.generation_config.eos_token_id, tokenizer.eos_token_id):
+    for ids in (model.config.eos_token_id, model.generation_config.eos_token_id,
+                tokenizer.eos_token_id):
         found.update(ids if isinstance(ids, (list, tuple)) else [ids])
     return tuple(sorted(found - {None}))
 
@@ -237,7 +241,8 @@ def grouped_attention(module, query, key, value, attention_mask, scaling, groups
     """transformers' own attention, unless the caller of the model passes `groups`, which then
     attends."""
     if groups is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
+                                      **kwargs)
     return groups.attend(module, query, key, value, scaling), None
 
 
@@ -252,8 +257,9 @@ def forward_groups(model, groups, ids, positions, cache=None):
     attention function fail, where it would silently let completions see each other.
     """
     nothing = torch.zeros(1, 1, 1, 0, device=ids.device)
-    return model.base_model(input_ids=ids, position_ids=positions, attention_mask=nothing, groups=groups,
-                            past_key_values=cache, use_cache=cache is not None).last_hidden_state
+    return model.base_model(input_ids=ids, position_ids=positions, attention_mask=nothing,
+                            groups=groups, past_key_values=cache,
+                            use_cache=cache is not None).last_hidden_state
 
 
 # ---------------------------------------------------------------------------------------------
@@ -330,11 +336,11 @@ class GroupCache:
             group_B: the prompt of each row, ascending.
             column: (1,), where the next position is stored; its owner moves it on in place.
         """
-        self.prompts = [(layer.keys, layer.values) for layer in prefill.layers]      # (P, heads, T, D)
+        self.prompts = [(layer.keys, layer.values) for layer in prefill.layers]  # (P, heads, T, D)
         gap_PT = torch.arange(prefill.get_seq_length(), device=length_P.device) >= length_P[:, None]
         self.bias_PT = torch.zeros_like(gap_PT, dtype=torch.float32).masked_fill(gap_PT, -torch.inf)
         self.own = [tuple(kv.new_empty(len(group_B), kv.shape[1], 0, kv.shape[3]) for kv in layer)
-                    for layer in self.prompts]                                       # (B, heads, S, D)
+                    for layer in self.prompts]                                   # (B, heads, S, D)
         self.group_B, self.column = group_B, column
 
     def repack(self, stay_B, more):
@@ -386,7 +392,7 @@ class GroupCache:
         return out.reshape(B, 1, -1, D)
 
     def _grid(self, x):
-        """Rows (B, K, R, X) gathered by prompt: (P, K, G x R, X), zeros where a prompt has fewer."""
+        """Rows (B, K, R, X) by prompt: (P, K, G x R, X), zeros where a prompt has fewer."""
         P, G = len(self.bias_PT), self.width
         grid = x.new_zeros(P * G, *x.shape[1:]).index_copy_(0, self.cell_B, x)
         return grid.view(P, G, *x.shape[1:]).transpose(1, 2).reshape(P, x.shape[1], -1, x.shape[-1])
@@ -487,8 +493,10 @@ def sample_chunk(lm, prompts, keys, temperature, max_tokens):
     eos_BT = torch.isin(decoder.ids_BT, decoder.eos)
     finished_B = eos_BT.any(1)
     count_B = torch.where(finished_B, eos_BT.int().argmax(1) + 1, max_tokens)
-    rows = zip(decoder.ids_BT.tolist(), decoder.logp_BT.tolist(), count_B.tolist(), finished_B.tolist())
-    return [[_rollout(lm, prompt, *next(rows)) for _ in group] for prompt, group in zip(prompts, keys)]
+    rows = zip(decoder.ids_BT.tolist(), decoder.logp_BT.tolist(), count_B.tolist(),
+               finished_B.tolist())
+    return [[_rollout(lm, prompt, *next(rows)) for _ in group]
+            for prompt, group in zip(prompts, keys)]
 
 
 def _rollout(lm, prompt, ids, logps, count, finished):
@@ -578,7 +586,8 @@ def pack(groups, device):
             ids += rollout.ids
             position += range(length, length + len(rollout.ids))
             group_of.append(g)
-    prompt_PT, own_BC = (pad_sequence(x, batch_first=True, padding_value=-1) for x in (prompts, own))
+    prompt_PT, own_BC = (pad_sequence(x, batch_first=True, padding_value=-1)
+                         for x in (prompts, own))
     group_B, (B, C) = torch.tensor(group_of), own_BC.shape
     causal_CC = torch.ones(C, C, dtype=torch.bool).tril()
     prompt_BCT = (prompt_PT >= 0)[group_B][:, None].expand(-1, C, -1)
@@ -586,8 +595,8 @@ def pack(groups, device):
     place = torch.cat((prompt_PT.flatten(), own_BC.flatten()))
     home_N = torch.empty(len(ids), dtype=torch.long)
     home_N[place[place >= 0]] = (place >= 0).nonzero()[:, 0]
-    return Packed(*(x.to(device) for x in (torch.tensor(ids), torch.tensor(position), prompt_PT, own_BC,
-                                           group_B, seen_BCS, home_N)))
+    return Packed(*(x.to(device) for x in (torch.tensor(ids), torch.tensor(position), prompt_PT,
+                                           own_BC, group_B, seen_BCS, home_N)))
 
 
 def token_logprobs(model, packed, temperature=1.0, blocks=None):
@@ -613,10 +622,13 @@ def token_logprobs(model, packed, temperature=1.0, blocks=None):
     source_BC = torch.cat((last_P[packed.group_B][:, None], packed.own_BC[:, :-1]), 1)
     hidden_MD, target_M = hidden_ND[source_BC[mask_BC]], packed.ids_N[packed.own_BC[mask_BC]]
     blocks = blocks or logit_blocks(len(target_M), model.config.vocab_size)
-    parts = [checkpoint(_block_logprobs, model.lm_head, hidden, target, temperature, use_reentrant=False)
-             for hidden, target in zip(hidden_MD.tensor_split(blocks), target_M.tensor_split(blocks))]
+    parts = [checkpoint(_block_logprobs, model.lm_head, hidden, target, temperature,
+                        use_reentrant=False)
+             for hidden, target in zip(hidden_MD.tensor_split(blocks),
+                                       target_M.tensor_split(blocks))]
     zeros_BC = torch.zeros_like(mask_BC, dtype=torch.float32)
-    logp_BC, entropy_BC = (zeros_BC.masked_scatter(mask_BC, torch.cat(part)) for part in zip(*parts))
+    logp_BC, entropy_BC = (zeros_BC.masked_scatter(mask_BC, torch.cat(part))
+                           for part in zip(*parts))
     return logp_BC, entropy_BC, mask_BC
 
 

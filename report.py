@@ -463,7 +463,8 @@ def time_panel(axes, run):
 def cross_play_panel(axes, run):
     title(axes, "Cross-play", "% right; down: tasks of which iteration; across: Solvers")
     curricula, solvers, cells = cross_play_cells(run)
-    shares = [[cells[c, s]["right"] / max(1, cells[c, s]["tasks"]) for s in solvers] for c in curricula]
+    shares = [[cells[c, s]["right"] / max(1, cells[c, s]["tasks"]) for s in solvers]
+              for c in curricula]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for c, row in enumerate(shares):
         for s, share in enumerate(row):

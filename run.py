@@ -56,6 +56,8 @@ def write_tensors(path, tensors, metadata=None):
     part = Path(path).with_suffix(".part")
     try:
         save_file(tensors, part, metadata)
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(path)) from None
     os.replace(part, path)
@@ -72,14 +74,18 @@ def read_json(path):
 
 def read_lines(path):
     """Rows of a .jsonl file. Refused, with the number of the line, if one is damaged."""
+    return parse_lines(path, Path(path).read_text(errors="replace"))
+
+
+def parse_lines(path, text):
+    """Rows in the text of a .jsonl file."""
     rows = []
-    with open(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise Refused(f"{path} is damaged in line {number}: put back a copy, or give "
-                              "another --run_dir") from None
+    for number, line in enumerate(text.rstrip("\n").split("\n") if text else [], 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise Refused(f"{path} is damaged in line {number}: "
+                          "put back a copy, or give another --run_dir") from None
     return rows
 
 
@@ -147,33 +153,33 @@ class Directory:
             told = (f"iteration {step['iteration']}: the {step['phase']} phase starts again, "
                     f"since it ran on {step['world']} ranks and now there are {self.world}")
             self.state["step"] = step = None
+        if step and not all(self._shard(step, r).exists() for r in range(self.world)):
+            raise Refused(f"{self._folder(step)} is incomplete: "
+                          "put back a copy, or give another --run_dir")
         sizes = step["sizes"] if step else self.state["phase_sizes"]
         for name in LOGS:
-            self._cut(self.path / name, sizes.get(name, 0))
+            self._check_log(self.path / name, sizes.get(name, 0))
+        for name in LOGS:
+            if (self.path / name).exists():
+                os.truncate(self.path / name, sizes.get(name, 0))
         self.stop_file.unlink(missing_ok=True)
         for folder in self.path.glob("resume/*"):
             if not step or folder != self._folder(step):
                 shutil.rmtree(folder)
-        if step and not all(self._shard(step, r).exists() for r in range(self.world)):
-            raise Refused(f"{self._folder(step)} is incomplete: "
-                          "put back a copy, or give another --run_dir")
+        for i, _ in self.state["finished"]:
+            self._drop_slices(i)
         for file in self.path.glob("iter*/*.part.jsonl"):
-            if [int(file.parent.name[4:]), "curriculum"] in self.state["finished"]:
-                file.unlink()
-            else:
-                complete = file.read_bytes().rpartition(b"\n")
-                os.truncate(file, len(complete[0]) + len(complete[1]))
+            complete = file.read_bytes().rpartition(b"\n")
+            os.truncate(file, len(complete[0]) + len(complete[1]))
         return self.state, told
 
-    def _cut(self, file, size):
-        there = file.stat().st_size if file.exists() else 0
-        if there < size:
-            raise Refused(f"{file} has lost lines ({there} of {size} bytes are left): "
+    def _check_log(self, file, size):
+        """Refused unless the first `size` bytes of a log are there, and are whole rows."""
+        there = file.read_bytes()[:size] if file.exists() else b""
+        if len(there) < size:
+            raise Refused(f"{file} has lost lines ({len(there)} of {size} bytes are left): "
                           "put back a copy, or give another --run_dir")
-        if there > size:
-            os.truncate(file, size)
-        if size:
-            read_lines(file)
+        parse_lines(file, there.decode(errors="replace"))
 
     # What is finished --------------------------------------------------------------------------
 
@@ -185,6 +191,11 @@ class Directory:
         self._commit()
         if self.rank == 0:
             shutil.rmtree(self.path / "resume", ignore_errors=True)
+            self._drop_slices(i)
+
+    def _drop_slices(self, i):
+        """Remove the slices of a pool that is finished."""
+        if [i, "curriculum"] in self.state["finished"]:
             for file in (self.path / f"iter{i}").glob("*.part.jsonl"):
                 file.unlink()
 

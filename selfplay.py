@@ -68,7 +68,7 @@ def train_generator(run, i):
     if config.freeze_generator:
         return
     run.train_from(run.solver(i - 1) if config.shared_weights else run.generator(i - 1))
-    run.freeze_solver(run.solver(i - 1))
+    run.opponent_becomes(run.solver(i - 1))
     for step in run.steps(i, "generator", config.generator_steps):
         rng = random.Random(f"{config.seed} {i} generator {step}")
         specs = [generator.sample_spec(rng, config.domain_weights, config.own_tools)
@@ -163,8 +163,8 @@ def build_curriculum(run, i):
     rng = random.Random(f"{config.seed} {i} pool")
     specs = [generator.sample_spec(rng, config.domain_weights, config.own_tools)
              for _ in range(config.pool_size)]
-    run.freeze_generator(run.generator(i))
-    run.freeze_solver(run.generator(i) if config.shared_weights else run.solver(i - 1))
+    run.actor_becomes(run.generator(i))
+    run.opponent_becomes(run.generator(i) if config.shared_weights else run.solver(i - 1))
     texts = write_pool(run, i, specs)
     drafts = [generator.read(text, spec.menu) for text, spec in zip(texts, specs)]
     tasks = [draft.task(spec) for draft, spec in zip(drafts, specs)]
@@ -248,8 +248,9 @@ def grade(run, i, tasks, reasons):
 
 def write_examples(run, i, chosen):
     """Up to three tasks of each bucket, with the Solver's answer before it is trained on them."""
-    tasks = [task for name in curriculum.BUCKETS
-             for task in [task for task in chosen if task.bucket == name][:3]]
+    tasks = []
+    for name in curriculum.BUCKETS:
+        tasks += [task for task in chosen if task.bucket == name][:3]
     answers = evaluation.solve(run.opponent, tasks, run.config.max_verify, run.config.sample_rows)
     run.files.write_rows(f"iter{i}/examples.jsonl", (
         {"bucket": task.bucket, "task": dataclasses.asdict(task), "before": answer.text}
@@ -283,7 +284,7 @@ def train_solver(run, i):
 
 def evaluate(run, i):
     """Held-out greedy accuracy of Solver i (0: the base)."""
-    run.freeze_solver(run.solver(i))
+    run.opponent_becomes(run.solver(i))
     tasks = tiny.heldout(run.config.heldout_tasks)
     with run.timed("sampling"):
         answers = evaluation.solve(run.opponent, tasks,
@@ -332,7 +333,7 @@ class Run:
         self.actor = lms.load(config.base, tokenizer, dtype, device)       # plays the trained role
         self.opponent = lms.load(config.base, tokenizer, dtype, device)    # the frozen Solver
         self.done = None                      # (iteration, phase, finished steps) while training
-        self.tokens, self.seconds, self.said = 0, Counter(), set()
+        self.tokens, self.seconds, self.said, self.latest = 0, Counter(), set(), {}
         self.stopper = Stopper(files, self.save_now, launched="LOCAL_SIZE" in os.environ)
 
     # Models ------------------------------------------------------------------------------------
@@ -354,11 +355,11 @@ class Run:
         self.trainer.load(lms.read_weights(path))
         self.trainer.copy_to(self.actor.model)
 
-    def freeze_solver(self, path):
+    def opponent_becomes(self, path):
         """Make the opponent the Solver of a checkpoint."""
         lms.fill(self.opponent.model, lms.read_weights(path))
 
-    def freeze_generator(self, path):
+    def actor_becomes(self, path):
         """Make the actor the Generator of a checkpoint."""
         lms.fill(self.actor.model, lms.read_weights(path))
 
@@ -585,7 +586,7 @@ def on_rank0(work):
     if lms.rank_and_world()[0] == 0:
         try:
             outcome[0] = work()
-        except Refused as problem:
+        except (Refused, OSError) as problem:
             outcome[1] = str(problem)
     if lms.rank_and_world()[1] > 1:
         dist.broadcast_object_list(outcome)

@@ -7,7 +7,7 @@ not do it: in most domains its prevailing habit is wrong (prose, another call sy
 tool, a missing argument, a missing tag), and the rest of the time it answers well. Self-play has
 to find the right behaviour and strengthen it.
 
-    python tiny.py        # rebuilds tiny/ from nothing: about 25 minutes on two cores
+    python tiny.py        # rebuilds tiny/ from nothing: about half an hour on one core
 
 Pretraining is supervised next-token prediction on synthetic text, on the assistant's tokens only:
 first the skill, then the habits.
@@ -177,7 +177,7 @@ PREVAILING = 0.90         # share of a wrong answer that follows the domain's ha
 
 
 def sample_style(rng, domain, habits, wrong):
-    """"right" with the domain's share, or a wrong style, mostly the domain's own."""
+    """The style "right" with the domain's share, or a wrong one, mostly the domain's own."""
     habit, right = habits[domain]
     if rng.random() < right:
         return "right"

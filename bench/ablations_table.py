@@ -19,8 +19,8 @@ WORDS = {"full": "full", "shared_weights": "one policy for both roles",
 
 
 def row(name, folder):
-    """Markdown row of a variant: mean and standard deviation, in %,
-    of base, each iteration and curricula."""
+    """Markdown row of a variant: accuracy in % of the base and after each iteration, as mean and
+    standard deviation over the seeds, and the mean size of its curricula."""
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}-*/summary.json"))]
     if not runs:
         return None
@@ -42,4 +42,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1] if len(sys.argv) > 1 else "runs/ablations")

@@ -37,7 +37,7 @@ def test_loss_of_one_token_by_hand(ratio, advantage, loss):
 
 
 def test_loss_is_a_mean_over_tokens_then_over_completions():
-    # Completions of 1 and 2 tokens, ratios 1: (1/2)(-3) + (1/2)(1/2)(1 + 1) = -1. Padding is ignored.
+    # Completions of 1 and 2 tokens, ratios 1: (1/2)(-3) + (1/2)(1/2)(1 + 1) = -1, without padding.
     logp = torch.tensor([[0.0, 9.0], [0.0, 0.0]])
     mask = torch.tensor([[True, False], [True, True]])
     old = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
@@ -52,8 +52,9 @@ def launch(world, out, port):
         env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
                             "LOCAL_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
                             "MASTER_PORT": str(port), "PYTHONPATH": str(tiny.PATH.parent)}
-        workers.append(subprocess.Popen([sys.executable, Path(__file__).with_name("engine_worker.py"), out],
-                                        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        workers.append(subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("engine_worker.py"), out], env=env,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     logs = [worker.communicate(timeout=240)[0].decode() for worker in workers]
     assert all(worker.returncode == 0 for worker in workers), logs[0][-3000:]
     return torch.load(out, weights_only=False)
@@ -90,7 +91,8 @@ def test_masters_start_at_the_file_and_move(one, two, dtype):
         run = results[dtype, 12]
         for name, before in run["before"].items():
             assert torch.equal(before, file[name])
-        moved = [(run["after"][name] - before).abs().max().item() for name, before in run["before"].items()]
+        moved = [(run["after"][name] - before).abs().max().item()
+                 for name, before in run["before"].items()]
         assert all(0 < step < 1.1e-3 for step in moved)      # Adam's first step is at most the rate
 
 
@@ -112,5 +114,6 @@ def test_ranks_draw_the_same_samples(one, two):
 
 
 def test_metrics_agree_over_ranks(one, two):
-    assert two["fp32", 12]["metrics"] == pytest.approx(one["fp32", 12]["metrics"], rel=1e-3, abs=1e-5)
+    assert two["fp32", 12]["metrics"] == pytest.approx(one["fp32", 12]["metrics"], rel=1e-3,
+                                                       abs=1e-5)
     assert one["fp32", 12]["metrics"]["dead_groups"] == pytest.approx(1 / 3)

@@ -1,4 +1,4 @@
-"""The sampler against transformers' own generate, against the softmax, and against the trainer's scorer."""
+"""The sampler against transformers' own generate, the softmax, and the trainer's scorer."""
 import math
 from collections import Counter
 
@@ -33,7 +33,7 @@ def test_greedy_equals_generate(lm, prompts):
 
 
 def test_sampled_frequencies_match_the_softmax(lm, prompts):
-    """Chi-square over the second token, so that the cache is in play, given the prevailing first one."""
+    """Chi-square over the second token, so that the cache is in play, given a first one."""
     rollouts = lms.sample(lm, prompts[:1], 6000, (3,), 2.5, 2, rows=6000)[0]
     first = Counter(rollout.ids[0] for rollout in rollouts).most_common(1)[0][0]
     seen = Counter(rollout.ids[1] for rollout in rollouts if rollout.ids[0] == first)
@@ -54,8 +54,10 @@ def test_sampled_frequencies_match_the_softmax(lm, prompts):
 def test_sampler_and_trainer_agree_on_log_probs(prompts, dtype, limit):
     lm = lms.load(tiny.PATH, lms.load_tokenizer(tiny.PATH), dtype)
     rollouts = [r for group in lms.sample(lm, prompts, 4, (1,), 1.0, 40, 48) for r in group]
-    logp_BC, entropy_BC, mask_BC = lms.token_logprobs(lm.model, lms.pack([[r] for r in rollouts], "cpu"))
-    gaps = torch.cat([logp_BC[b, :len(r.ids)] - torch.tensor(r.logps) for b, r in enumerate(rollouts)])
+    packed = lms.pack([[r] for r in rollouts], "cpu")
+    logp_BC, entropy_BC, mask_BC = lms.token_logprobs(lm.model, packed)
+    gaps = torch.cat([logp_BC[b, :len(r.ids)] - torch.tensor(r.logps)
+                      for b, r in enumerate(rollouts)])
     gap = gaps.abs().max() if dtype == torch.float32 else gaps.abs().mean()
     assert gap < limit
     assert mask_BC.sum(1).tolist() == [len(r.ids) for r in rollouts]
@@ -146,7 +148,8 @@ def test_grouped_queries_sample_and_score_as_the_plain_model(wide):
     rollouts = [r for group in lms.sample(wide, prompts, 3, (4,), 1.0, 40, 6) for r in group]
     plain = torch.cat([plain_logprobs(wide.model, r) for r in rollouts]).detach()
     assert torch.allclose(torch.tensor([x for r in rollouts for x in r.logps]), plain, atol=1e-4)
-    logp_BC, _, mask_BC = lms.token_logprobs(wide.model, lms.pack([rollouts[:3], rollouts[3:]], "cpu"))
+    packed = lms.pack([rollouts[:3], rollouts[3:]], "cpu")
+    logp_BC, _, mask_BC = lms.token_logprobs(wide.model, packed)
     assert torch.allclose(logp_BC[mask_BC], plain, atol=1e-4)
 
 

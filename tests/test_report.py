@@ -129,7 +129,8 @@ def test_examples_and_cross_play_are_shown_where_logged(tmp_path):
     write_lines(path / "iter2/examples.jsonl", [
         {"bucket": "hard", "task": POOL[0]["task"], "before": "two\nlines", "after": "done"}])
     (path / "cross_play.json").write_text(json.dumps(
-        [{"solver": s, "curriculum": 1, "right": right, "tasks": 4} for s, right in ((0, 1), (1, 3))]))
+        [{"solver": s, "curriculum": 1, "right": right, "tasks": 4}
+         for s, right in ((0, 1), (1, 3))]))
     report.write(path)
     page = (path / "report.md").read_text()
     assert "Iteration 2, hard, pass rate 0.5" in page

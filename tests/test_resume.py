@@ -89,8 +89,8 @@ def test_sigterm_saves_the_last_finished_step(small_run, tmp_path, phase):
 
 
 def test_two_ranks_resume_after_a_rank_and_then_the_launcher_were_killed(tmp_path):
-    """A dead rank ends the run with a line. Without their launcher, ranks save and end. With another
-    number of ranks the phase starts again."""
+    """A dead rank ends the run with a line. Without their launcher, ranks save and end. With
+    another number of ranks the phase starts again."""
     whole, path = tmp_path / "whole", tmp_path / "run"
     launch = ("deepspeed", "--num_gpus", 2, "--master_port", 29621,
               "selfplay.py", *SMALL, "--run_dir")
@@ -231,18 +231,18 @@ def test_ten_iterations_need_no_more_than_three(tmp_path):
     process = start(*selfplay(path, "--iterations", 10))
     for i in (3, 9):
         wait_for(lambda: [i, "evaluation"] in finished(path), 900)
-        held[i] = (len(os.listdir(f"/proc/{process.pid}/fd")), len(os.listdir(f"/proc/{process.pid}/task")))
+        held[i] = [len(os.listdir(f"/proc/{process.pid}/{kind}")) for kind in ("fd", "task")]
     process.communicate(timeout=300)
     assert process.returncode == 0 and held[9][0] <= held[3][0] + 1 and held[9][1] <= held[3][1]
     memory = {row["iteration"]: row["resident_memory_mib"] for row in lines(path / "timings.jsonl")
               if row["phase"] == "solver"}
     assert memory[10] < 1.1 * memory[3], memory
-    files = {i: sorted(str(file.relative_to(path / f"iter{i}")) for file in (path / f"iter{i}").rglob("*"))
-             for i in (3, 10)}
+    files = {i: sorted(str(file.relative_to(path / f"iter{i}"))
+                       for file in (path / f"iter{i}").rglob("*")) for i in (3, 10)}
     assert files[3] == files[10]
     assert {file.name for file in path.iterdir() if not file.name.startswith("iter")} == {
-        "config.json", "state.json", "summary.json", "lock", "metrics.jsonl", "samples.jsonl", "timings.jsonl",
-        "report.md", "curves.png"}
+        "config.json", "state.json", "summary.json", "lock", "metrics.jsonl", "samples.jsonl",
+        "timings.jsonl", "report.md", "curves.png"}
 
 
 def finished(path):
