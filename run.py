@@ -162,6 +162,7 @@ class Directory:
         for name in LOGS:
             if (self.path / name).exists():
                 os.truncate(self.path / name, sizes.get(name, 0))
+        self._commit()      # before the folder of a step that was given up goes
         self.stop_file.unlink(missing_ok=True)
         for folder in self.path.glob("resume/*"):
             if not step or folder != self._folder(step):
