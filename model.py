@@ -319,6 +319,8 @@ def pick(logits_BV, u_B, temperature):
         # In double, u x total stays below the total and no id of probability 0 can be drawn.
         cdf_BV = prob_BV.cumsum(-1, dtype=torch.float64)
         ids_B = torch.searchsorted(cdf_BV, u_B[:, None] * cdf_BV[:, -1:], right=True)[:, 0]
+        # Logits that are NaN give an id behind the last: their log-prob tells, not a crash.
+        ids_B = ids_B.clamp(max=prob_BV.shape[-1] - 1)
     return ids_B, prob_BV.gather(-1, ids_B[:, None])[:, 0].log()
 
 

@@ -393,6 +393,9 @@ class Run:
             metrics: more to log.
         """
         config, rollouts = self.config, flat(groups)
+        bad = [rollout for rollout in rollouts if not all(map(math.isfinite, rollout.logps))]
+        if bad:
+            raise grpo.NonFinite("a sampled log-probability", bad)
         reward_PG = torch.tensor([sum(part.values()) for part in parts]).view(len(groups), -1)
         steps = config.generator_steps if phase == "generator" else config.solver_steps
         rate = config.learning_rate * (1 - step / steps)

@@ -1,11 +1,16 @@
-"""Run by test_resume.py: selfplay.py with a reward that is NaN once,
-in the second Generator step."""
+"""Run by test_resume.py: selfplay.py where a number is NaN once, in the second Generator step.
+
+Arguments: "reward" or "weights", then those of selfplay.py.
+"""
 import sys
 
+import torch
+
 import generator
+import grpo
 import selfplay
 
-real_reward, calls = generator.reward, []
+real_reward, real_copy, calls = generator.reward, grpo.Trainer.copy_to, []
 
 
 def reward(*args):
@@ -14,6 +19,16 @@ def reward(*args):
     return parts | {"format": float("nan")} if len(calls) == 14 else parts
 
 
+def copy_to(trainer, model):
+    calls.append(1)
+    real_copy(trainer, model)
+    if len(calls) == 2:
+        torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+
+
 if __name__ == "__main__":
-    generator.reward = reward
-    selfplay.main(sys.argv[1:])
+    if sys.argv[1] == "reward":
+        generator.reward = reward
+    else:
+        grpo.Trainer.copy_to = copy_to
+    selfplay.main(sys.argv[2:])

@@ -209,13 +209,16 @@ def test_a_directory_that_cannot_be_written_is_one_line(tmp_path):
     assert code == 2 and "cannot be written" in output and "Traceback" not in output
 
 
-def test_a_number_that_is_not_finite_stops_with_the_samples(tmp_path):
-    code, output = call(sys.executable, ROOT / "tests/nan_worker.py",
+@pytest.mark.parametrize("where, what", [("reward", "the gradient"),
+                                         ("weights", "a sampled log-probability")])
+def test_a_number_that_is_not_finite_stops_with_the_samples(tmp_path, where, what):
+    code, output = call(sys.executable, ROOT / "tests/nan_worker.py", where,
                         *selfplay(tmp_path / "run")[2:], ok=False)
-    assert (code == 1
-            and "the gradient is not finite in iteration 1, generator step 1, rank 0" in output)
+    assert code == 1 and "Traceback" not in output
+    assert f"{what} is not finite in iteration 1, generator step 1, rank 0" in output
     failure = json.loads((tmp_path / "run/failure-rank0.json").read_text())
-    assert failure["step"] == 1 and len(failure["samples"]) == 12 and "Traceback" not in output
+    assert failure["step"] == 1 and len(failure["samples"]) == 12
+    assert steps_logged(tmp_path / "run") == 2, "the base's evaluation and the first step"
 
 
 def test_json_lines_are_read_with_the_number_of_a_bad_one(tmp_path):
