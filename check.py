@@ -16,7 +16,7 @@ import shutil
 from types import SimpleNamespace
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config
 
 import curriculum
 import model as lms
@@ -93,9 +93,10 @@ def report(config):
     """Print what the run needs and what there is."""
     try:
         tokenizer = lms.load_tokenizer(config.base)
-        shape = AutoConfig.from_pretrained(config.base, **lms.source(config.base))
-    except (OSError, ValueError) as error:
-        raise Refused(f"--model {config.model}: {str(error).splitlines()[0]}") from None
+        shape = lms.read_config(config.base)
+        about = model_lines(config, shape, tokenizer)
+    except ValueError as error:
+        raise Refused(f"--model {config.model}: {error}") from None
     N = count_parameters(shape)
     worlds = sorted({1, 2, 4, 8, int(os.environ.get("WORLD_SIZE", 1))})
     columns = [forecast(shape, config, world) for world in worlds]
@@ -103,7 +104,7 @@ def report(config):
     print(f"{'GiB per GPU':18}" + "".join(f"{f'{world} GPU':>9}" for world in worlds))
     for part in columns[0]:
         print(f"{part:18}" + "".join(f"{column[part] / GIB:9.2f}" for column in columns))
-    folder = config.path if config.path.exists() else "."
+    folder = next(path for path in (config.path, *config.path.resolve().parents) if path.exists())
     print(f"\n{'host memory':18}{host_bytes(N) / GIB:9.2f} GiB a machine; there are "
           f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_AVPHYS_PAGES') / GIB:.1f} free")
     print(f"{'disk':18}{disk_bytes(N, config.iterations) / GIB:9.2f} GiB; there are "
@@ -113,7 +114,7 @@ def report(config):
         print(f"{f'GPU {n}':18}{free / GIB:9.2f} of {total / GIB:.1f} GiB free")
     if not torch.cuda.is_available():
         print(f"{'GPU':18}none: everything above lies in host memory, on every rank")
-    print(*model_lines(config, shape, tokenizer), sep="\n")
+    print(*about, sep="\n")
 
 
 def model_lines(config, shape, tokenizer):
@@ -126,8 +127,7 @@ def model_lines(config, shape, tokenizer):
     ignored = {name: value for name in ("temperature", "top_p", "top_k", "repetition_penalty")
                if (value := getattr(generation, name, None)) not in (None, 1.0)}
     messages = curriculum.judge_prompt(tiny.heldout(1)[0])
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
-                                         date_string="01 Jan 2026")
+    text = lms.chat_text(tokenizer, messages)
     back = tokenizer.decode(lms.encode_chat(tokenizer, messages))
     digits = lms.choice_ids(tokenizer, messages, curriculum.SCORES)
     return [f"{'EOS ids':18}" + ", ".join(f"{i} {tokenizer.convert_ids_to_tokens(i)}" for i in eos),
@@ -163,19 +163,6 @@ def check_step(config, groups, reward_PG, eos, metrics):
         f"sampler and trainer differ by {metrics['sampler_gap']:.4f} nats")
     if config.inner_updates == 1:
         assert metrics["clip_share"] == 0, "a ratio is not 1 with one inner update"
-
-
-def check_copy(model, masters):
-    """AssertionError unless a copy holds the masters' weights, rounded to its own type.
-
-    Args:
-        model: the sampling copy.
-        masters: {name: fp32 CPU tensor}; empty on all ranks but 0.
-    """
-    copies = dict(model.named_parameters())
-    for name, weight in masters.items():
-        copy = copies[name].detach().cpu()
-        assert torch.equal(copy, weight.to(copy.dtype)), f"the sampling copy differs in {name}"
 
 
 def readme_table(config):

@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import inspect
 import json
-import math
 import os
 import re
 import sys
@@ -18,9 +17,10 @@ from pathlib import Path
 import generator
 import grpo
 import tiny
-from run import Refused, read_json
+from run import Refused, read_json, read_user_json
 from verify import normalise_tool, tool_problem
 
+MOST_WEIGHT = 1e9      # of a domain: sums of weights stay exact enough
 DOMAIN_SETS = {"all": generator.DOMAINS, "tiny": dict.fromkeys(tiny.NOUNS, 1.0)}
 
 
@@ -89,7 +89,7 @@ class Config:
             return {generator.OWN_DOMAIN: 1.0} if self.tools else DOMAIN_SETS[self.domains]
         weights = read_user_json(self.domains)
         if not isinstance(weights, dict) or not all(
-                type(w) in (int, float) and 0 <= w < math.inf for w in weights.values()) or not any(
+                type(w) in (int, float) and 0 <= w <= MOST_WEIGHT for w in weights.values()) or not any(
                 weights.values()):
             raise ValueError(f"{self.domains} must hold one JSON object {{domain: weight}}, "
                              "weights not negative and not all 0")
@@ -141,8 +141,8 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def refuse(message, code=2):
-    """End with one line, said by one rank."""
-    if os.environ.get("RANK", "0") == "0":
+    """End with one line, said once on each machine."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"selfplay.py: {message}", file=sys.stderr)
     sys.exit(code)
 
@@ -151,14 +151,6 @@ def boolean(text):
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return text.lower() == "true"
-
-
-def read_user_json(path):
-    """Content of a user's JSON file; every fault is a ValueError that names the file."""
-    try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
 
 
 def parse(argv):
@@ -202,8 +194,9 @@ def find_problem(config):
     for name, choices in (("dtype", ("bf16", "fp32")), ("order", ("easy_first", "shuffled"))):
         if getattr(config, name) not in choices:
             return f"--{name} is {getattr(config, name)!r}: choose {' or '.join(choices)}"
-    if config.shared_weights and config.freeze_generator:
-        return "--shared_weights and --freeze_generator exclude each other"
+    for one, other in (("shared_weights", "freeze_generator"), ("no_judge", "no_difficulty")):
+        if getattr(config, one) and getattr(config, other):
+            return f"--{one} and --{other} exclude each other"
     for name, read in (("domains", lambda: config.domain_weights),
                        ("tools", lambda: config.own_tools),
                        ("deepspeed", lambda: grpo.read_user_config(config))):

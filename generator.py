@@ -18,6 +18,7 @@ DOMAINS = {domain: 1.0 for domain in """
     sports entertainment education real_estate food_ordering translation utilities government
     memory_management web_search social_media math vehicle_control travel""".split()}
 
+MOST_TOOLS = 8                                 # in a menu
 OWN_DOMAIN = "that of the tools below"      # where the user brings the tools
 
 SYSTEM = """\
@@ -68,7 +69,7 @@ def sample_spec(rng, domains=DOMAINS, tools=None):
     if calls == 2:
         size = rng.choices((3, 4, 5), weights=(0.3, 0.4, 0.3))[0]
     else:
-        size = rng.randint(2, 4) if rng.random() < 0.4 else rng.randint(5, 8)
+        size = rng.randint(2, 4) if rng.random() < 0.4 else rng.randint(5, MOST_TOOLS)
     menu = None
     if tools:
         size = min(size, len(tools))

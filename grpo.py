@@ -18,7 +18,6 @@ Not here, on purpose: a KL term (beta is 0), a value model, a reference model.
 """
 import copy
 import itertools
-import json
 import logging
 import math
 import os
@@ -35,8 +34,9 @@ import deepspeed                      # noqa: E402
 from deepspeed.utils import (safe_get_full_fp32_param, safe_get_local_fp32_param,
                              safe_set_local_fp32_param)
 
-from model import BadCheckpoint, logit_blocks, pack, rank_and_world, token_logprobs
-from run import write_tensors
+from model import (BadCheckpoint, NonFinite, logit_blocks, pack, rank_and_world,
+                   token_logprobs)
+from run import read_user_json, write_tensors
 
 logging.disable(logging.NOTSET)
 
@@ -85,7 +85,8 @@ def grpo_loss(logp_BC, old_logp_BC, adv_B, mask_BC, weight_B, epsilon):
     free_BC = ratio_BC * adv_B[:, None]
     clipped_BC = ratio_BC.clamp(1 - epsilon, 1 + epsilon) * adv_B[:, None]
     loss_BC = -torch.minimum(free_BC, clipped_BC) * mask_BC
-    clip_share = ((clipped_BC < free_BC) & mask_BC).sum() / mask_BC.sum()
+    real_BC = mask_BC & (weight_B > 0)[:, None]
+    clip_share = ((clipped_BC < free_BC) & real_BC).sum() / real_BC.sum().clamp(min=1)
     return (weight_B * loss_BC.sum(1) / mask_BC.sum(1)).sum(), clip_share
 
 
@@ -153,8 +154,14 @@ def our_config(config):
     }
 
 
-# Settings that ours do not name and that would change what a step computes all the same.
-REFUSED = ("train_batch_size", "fp16", "amp", "scheduler", "curriculum_learning", "data_efficiency")
+# What the user may set besides: where the engine keeps things, how it moves them, what it reports.
+OFFLOAD = tuple(f"zero_optimization.offload_{what}.{key}" for what in ("optimizer", "param")
+                for key in ("device", "pin_memory", "buffer_count", "buffer_size", "max_in_cpu"))
+ALLOWED = OFFLOAD + tuple(f"zero_optimization.{key}" for key in (
+    "reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size",
+    "stage3_max_live_parameters", "stage3_max_reuse_distance", "sub_group_size",
+    "contiguous_gradients", "round_robin_gradients")) + ("wall_clock_breakdown", "dump_state")
+MONITORS = ("tensorboard", "wandb", "csv_monitor", "comet", "comms_logger", "flops_profiler")
 
 
 def leaves(tree, prefix=""):
@@ -169,22 +176,20 @@ def leaves(tree, prefix=""):
 def read_user_config(config):
     """The user's DeepSpeed settings from the JSON file `config.deepspeed` ("": none).
 
-    ValueError names a setting that the step relies on, or that would change what it computes.
+    ValueError names a setting that is ours to decide, or that could change what a step computes.
     """
     if not config.deepspeed:
         return {}
-    try:
-        user = json.loads(Path(config.deepspeed).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{config.deepspeed} cannot be read as JSON: {error}") from None
+    user = read_user_json(config.deepspeed)
     if not isinstance(user, dict):
         raise ValueError(f"{config.deepspeed} holds no JSON object")
     ours = leaves(our_config(config))
     for key, value in leaves(user).items():
-        if key in ours and ours[key] == value:
-            continue
-        if any(f"{key}.".startswith(f"{name}.") or f"{name}.".startswith(f"{key}.")
-               for name in (*ours, *REFUSED)):
+        if key in OFFLOAD and key.endswith("device") and value not in ("cpu", "none"):
+            raise ValueError(f"{config.deepspeed} sets {key} to {value!r}: cpu and none are known "
+                             "to work")
+        if not (key in ALLOWED or key.partition(".")[0] in MONITORS
+                or key in ours and ours[key] == value):
             raise ValueError(f"{config.deepspeed} sets {key}: the training step decides that")
     return user
 
@@ -199,18 +204,6 @@ def merge(under, over):
     both = {key for key, value in over.items()
             if isinstance(value, dict) and isinstance(under.get(key), dict)}
     return under | over | {key: merge(under[key], over[key]) for key in both}
-
-
-class NonFinite(ArithmeticError):
-    """A number of the step is NaN or infinite.
-
-    Attributes:
-        rollouts: the samples that it comes from.
-    """
-
-    def __init__(self, what, rollouts):
-        super().__init__(what)
-        self.rollouts = rollouts
 
 
 class Policy(torch.nn.Module):
@@ -278,6 +271,9 @@ class Trainer:
             if name not in params:       # a tied output layer may be stored too
                 continue
             param = params.pop(name)
+            if weight.shape != param.ds_shape:
+                raise BadCheckpoint(f"a checkpoint's {name} has the shape {tuple(weight.shape)}, "
+                                    f"not {tuple(param.ds_shape)}")
             flat = weight.detach().float().flatten()
             size = -(-flat.numel() // world)
             # Shards have equal length; the last one is padded.
@@ -329,6 +325,14 @@ class Trainer:
             for name, param in self.parameters():
                 with deepspeed.zero.GatheredParameters([param]):
                     target[name].copy_(param)
+
+    def check_copy(self, model):
+        """AssertionError unless a plain copy on this rank holds the engine's weights. All ranks
+        call it."""
+        target = dict(model.named_parameters())
+        for name, param in self.parameters():
+            with deepspeed.zero.GatheredParameters([param]):
+                assert torch.equal(target[name], param), f"the sampling copy differs in {name}"
 
     def save(self, path, lm):
         """Write a Hugging Face checkpoint with fp32 weights. All ranks call it.
@@ -440,9 +444,12 @@ class Trainer:
             if not math.isfinite(norm):        # then DeepSpeed has left the weights as they were
                 raise NonFinite("the gradient", [rollout for parts, *_ in pending.batches
                                                  for part in parts for rollout in part])
+        # The samples are the sampler's in the first pass only; clipping shows in the last.
+        both = torch.stack([pending.sums, sums])
         if rank_and_world()[1] > 1:
-            torch.distributed.all_reduce(sums)
-        loss, clipped, gap, entropy, tokens = sums.tolist()
+            torch.distributed.all_reduce(both)
+        loss, _, gap, entropy, tokens = both[0].tolist()
+        clipped = both[1, 1].item()
         return {"loss": loss, "grad_norm": norm, "clip_share": clipped / tokens,
                 "sampler_gap": gap / tokens, "entropy": entropy / tokens, "tokens": int(tokens),
                 "dead_groups": pending.dead}
@@ -460,7 +467,7 @@ class Trainer:
                 bad_B = ~torch.isfinite(logp_BC).all(1)
                 raise NonFinite("a log-probability", [r for r, bad in zip(rollouts, bad_B) if bad])
             old_BC = logp_BC.detach() if pending.old[i] is None else pending.old[i]
-            if self.config.assert_invariants and pending.sums is None:
+            if self.config.assert_invariants and pending.sums is None and pending.old[i] is not None:
                 drift = ((logp_BC - old_BC).exp() - 1).abs().max().item()
                 assert drift < 1e-5, f"the ratio is off by {drift:.6f} before the first update"
             loss, clip_share = grpo_loss(logp_BC, old_BC, adv_B, mask_BC, weight_B,

@@ -18,6 +18,7 @@ Its keys and values are made once, and every completion attends to them and to i
 import functools
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
 from huggingface_hub import HfApi, snapshot_download
+from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
@@ -60,6 +62,18 @@ class Rollout:
     logps: list        # log-probability of each id under the sampler's distribution
 
 
+class NonFinite(ArithmeticError):
+    """A number is NaN or infinite.
+
+    Attributes:
+        rollouts: the samples that it comes from.
+    """
+
+    def __init__(self, what, rollouts):
+        super().__init__(what)
+        self.rollouts = rollouts
+
+
 # ---------------------------------------------------------------------------------------------
 # Loading and prompts
 
@@ -75,6 +89,10 @@ def load_tokenizer(path):
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {path} has no chat template: use an instruction-tuned "
                          "model")
+    try:
+        chat_text(tokenizer, [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
+    except TemplateError as error:
+        raise ValueError(f"the chat template of {path} refuses a system message: {error}") from None
     return tokenizer
 
 
@@ -118,14 +136,25 @@ def checkpoint_files(path):
                                             local_files_only=not on_hub(str(path))))
         except (OSError, ValueError) as error:
             raise BadCheckpoint(_not_found("model", path, error)) from None
-    index = folder / "model.safetensors.index.json"
-    names = (set(json.loads(index.read_text())["weight_map"].values()) if index.exists()
-             else ["model.safetensors"])
+    index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
+    if index.exists():
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise BadCheckpoint(f"{index} is damaged") from None
     files = [folder / name for name in sorted(names)]
     for file in files:
         if not file.exists():
             raise BadCheckpoint(f"{file} is missing; weights are read from safetensors files only")
     return folder, files
+
+
+def read_config(path):
+    """transformers' configuration of a checkpoint. BadCheckpoint where there is none."""
+    try:
+        return AutoConfig.from_pretrained(path, **source(path))
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(_not_found("model", path, error)) from None
 
 
 def read_weights(path):
@@ -159,9 +188,8 @@ def fill(model, weights):
 
 def build(path, dtype=torch.float32, device="cpu"):
     """The architecture of a checkpoint with random weights, made where it is to stay."""
-    folder = checkpoint_files(path)[0]
+    folder, config = checkpoint_files(path)[0], read_config(path)
     try:
-        config = AutoConfig.from_pretrained(folder, **source(folder))
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype,
                                                      attn_implementation="grouped")
@@ -210,20 +238,23 @@ def eos_ids(model, tokenizer):
     return tuple(sorted(found - {None}))
 
 
+def chat_text(tokenizer, messages):
+    """Chat messages and the opening of the assistant's turn, by the tokenizer's template."""
+    # Llama's template inserts today's date unless it is given one.
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
+                                         date_string="01 Jan 2026")
+
+
 def encode_chat(tokenizer, messages):
     """Token ids of chat messages and the opening of the assistant's turn."""
-    # Llama's template inserts today's date unless it is given one; templates hold their own BOS.
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
-                                         date_string="01 Jan 2026")
-    return tokenizer.encode(text, add_special_tokens=False)
+    # Templates hold their own BOS.
+    return tokenizer.encode(chat_text(tokenizer, messages), add_special_tokens=False)
 
 
 def choice_ids(tokenizer, messages, choices):
     """Ids of the answers `choices` right after the messages. ValueError unless each is one
     token."""
-    context, ids = encode_chat(tokenizer, messages), []
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
-                                         date_string="01 Jan 2026")
+    text, context, ids = chat_text(tokenizer, messages), encode_chat(tokenizer, messages), []
     for choice in choices:
         longer = tokenizer.encode(text + choice, add_special_tokens=False)
         if longer[:-1] != context:
@@ -497,8 +528,13 @@ def sample_chunk(lm, prompts, keys, temperature, max_tokens):
     count_B = torch.where(finished_B, eos_BT.int().argmax(1) + 1, max_tokens)
     rows = zip(decoder.ids_BT.tolist(), decoder.logp_BT.tolist(), count_B.tolist(),
                finished_B.tolist())
-    return [[_rollout(lm, prompt, *next(rows)) for _ in group]
-            for prompt, group in zip(prompts, keys)]
+    groups = [[_rollout(lm, prompt, *next(rows)) for _ in group]
+              for prompt, group in zip(prompts, keys)]
+    bad = [rollout for group in groups for rollout in group
+           if not all(map(math.isfinite, rollout.logps))]
+    if bad:
+        raise NonFinite("a sampled log-probability", bad)
+    return groups
 
 
 def _rollout(lm, prompt, ids, logps, count, finished):
@@ -535,6 +571,8 @@ def choose(lm, prompts, ids, rows):
         last_B = torch.tensor([len(row) - 1 for row in chunk])
         hidden = lm.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
         logits_BV = lm.model.lm_head(hidden[torch.arange(len(chunk)), last_B])
+        if not torch.isfinite(logits_BV[:, ids]).all():
+            raise NonFinite("a logit of the judge", [])
         return logits_BV[:, ids].argmax(-1).tolist()
 
     return deal(prompts, rows, work)

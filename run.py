@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 LOGS = ("metrics.jsonl", "samples.jsonl", "timings.jsonl")
+PHASES = ("generator", "solver")      # those that train
 FRESH = {"finished": [], "step": None, "phase_sizes": {}, "wall_seconds": 0.0}
 SAVE_SECONDS = 15          # the launcher gives its ranks 30 s to end
 
@@ -63,6 +64,14 @@ def write_tensors(path, tensors, metadata=None):
     os.replace(part, path)
 
 
+def read_user_json(path):
+    """Content of a user's JSON file; every fault is a ValueError that names the file."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+
+
 def read_json(path):
     """Content of a JSON file. Refused if it is damaged."""
     try:
@@ -93,6 +102,20 @@ def to_lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def is_sound(state):
+    """Is this what a Directory writes to state.json?"""
+    try:
+        step = state["step"]
+        return (set(state) == set(FRESH) and state["wall_seconds"] >= 0
+                and all(int(i) >= 0 and phase for i, phase in state["finished"])
+                and all(size >= 0 for size in state["phase_sizes"].values())
+                and (step is None or step["iteration"] > 0 and step["phase"] in PHASES
+                     and step["done"] > 0 and step["world"] > 0
+                     and all(size >= 0 for size in step["sizes"].values())))
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return False
+
+
 class Directory:
     """The directory of a run as one rank sees it.
 
@@ -120,8 +143,9 @@ class Directory:
             raise Refused(f"{self.path} cannot be written ({error.strerror}): "
                           "give another --run_dir") from None
         free = shutil.disk_usage(self.path).free
+        needed -= sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
         if free < needed:
-            raise Refused(f"{self.path} needs {needed / 2**30:.1f} GiB and its disk has "
+            raise Refused(f"{self.path} needs {needed / 2**30:.1f} GiB more and its disk has "
                           f"{free / 2**30:.1f} GiB free: make room, or give another --run_dir")
 
     def _lock(self, attempts=20):
@@ -146,7 +170,7 @@ class Directory:
         it says. Returns (state, what to tell the user or None)."""
         file = self.path / "state.json"
         self.state = read_json(file) if file.exists() else self.state
-        if not isinstance(self.state, dict) or set(self.state) != set(FRESH):
+        if not is_sound(self.state):
             raise Refused(f"{file} is not what this version writes: give another --run_dir")
         step, told = self.state["step"], None
         if step and step["world"] != self.world:
@@ -159,11 +183,13 @@ class Directory:
         sizes = step["sizes"] if step else self.state["phase_sizes"]
         for name in LOGS:
             self._check_log(self.path / name, sizes.get(name, 0))
+        self._commit()      # before what it no longer needs goes
         for name in LOGS:
             if (self.path / name).exists():
                 os.truncate(self.path / name, sizes.get(name, 0))
-        self._commit()      # before the folder of a step that was given up goes
         self.stop_file.unlink(missing_ok=True)
+        for file in self.path.glob("failure-rank*.json"):
+            file.unlink()
         for folder in self.path.glob("resume/*"):
             if not step or folder != self._folder(step):
                 shutil.rmtree(folder)
@@ -285,11 +311,11 @@ class Directory:
         """Rows of a .jsonl file; [] if it is not there."""
         return read_lines(self.path / name) if (self.path / name).exists() else []
 
-    def kept_rows(self, name, size):
-        """What an interrupted phase has written of a .part.jsonl file,
-        cut to whole slices of `size` rows."""
+    def kept_rows(self, name, size, total):
+        """What an interrupted phase has written of a .part.jsonl file of `total` rows, cut to whole
+        slices of `size` rows."""
         rows = self.read_rows(name)
-        whole = rows[:len(rows) - len(rows) % size]
+        whole = rows if len(rows) == total else rows[:len(rows) - len(rows) % size]
         if len(whole) < len(rows):
             self.write_rows(name, whole)
         return whole
@@ -310,8 +336,8 @@ class Stopper(threading.Thread):
         """
         Args:
             directory: the run's Directory.
-            save: function without arguments that saves the last finished step and returns a
-                sentence.
+            save: function of the seconds that it may take, which saves the last finished step and
+                returns a sentence.
             launched: whether a launcher started this process.
         """
         super().__init__(daemon=True)
@@ -340,17 +366,20 @@ class Stopper(threading.Thread):
         self.stopping.set()
         with suppress(OSError):
             self.directory.stop_file.touch()
-        # A step that is changing the weights right now is finished first.
+        deadline = time.time() + SAVE_SECONDS
         sentence = "a step was under way"
-        if self.critical.acquire(timeout=SAVE_SECONDS):
-            try:
-                sentence = self.save()
-            except OSError as error:
-                sentence = f"the last step could not be saved ({error})"
-        if self.directory.rank == 0:
-            print(f"\nstopped: {sentence}. The same command goes on from there.",
-                  file=sys.stderr, flush=True)
-        os._exit(128 + number)
+        try:
+            # A step that is changing the weights right now is finished first.
+            if self.critical.acquire(timeout=SAVE_SECONDS):
+                sentence = self.save(deadline - time.time())
+        except Exception as error:      # whatever it is, the process has to end
+            sentence = f"the last step could not be saved ({error})"
+        finally:
+            if self.directory.rank == 0:
+                print(f"\nstopped: {sentence}. The same command goes on from there.",
+                      file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(128 + number)
 
 
 def ancestors():

@@ -28,7 +28,6 @@ import torch
 import torch.distributed as dist
 import transformers
 from tqdm import tqdm
-from transformers import AutoConfig
 
 import check
 import curriculum
@@ -40,11 +39,12 @@ import report
 import solver
 import tiny
 from config import explain, parse, record, refuse
-from run import SAVE_SECONDS, Directory, Refused, Stopper, write_json
+from run import Directory, Refused, Stopper, write_json
 from score import error_class
 from verify import Task, signature
 
-SLICE = 16           # chunks of the sampler in a slice of the pool: the most ranks that share one
+SLICE = 16           # chunks of the sampler in a slice of a pool: what a kill loses, at most, and
+                     # the most ranks that share it
 COLLAPSED = 0.2      # share of different questions below which we speak of a collapse
 
 
@@ -209,8 +209,8 @@ def sieve(run, drafts, tasks):
 def write_pool(run, i, specs):
     """One completion of the frozen Generator for each spec, kept on disk slice by slice."""
     config, name = run.config, f"iter{i}/pool.part.jsonl"
-    size = run.slice_size(1)
-    texts = run.files.kept_rows(name, size)
+    size = run.slice_size(1, len(specs))
+    texts = run.files.kept_rows(name, size, len(specs))
     with run.bar(i, "pool", len(specs), len(texts)) as bar:
         for start in range(len(texts), len(specs), size):
             prompts = [generator.prompt(spec) for spec in specs[start:start + size]]
@@ -228,8 +228,8 @@ def grade(run, i, tasks, reasons):
     or its reason to be dropped."""
     config, name = run.config, f"iter{i}/verify.part.jsonl"
     chosen = [task for task, reason in zip(tasks, reasons) if reason is None]
-    size = run.slice_size(config.verify_samples)
-    rates = run.files.kept_rows(name, size)
+    size = run.slice_size(config.verify_samples, len(chosen))
+    rates = run.files.kept_rows(name, size, len(chosen))
     with run.bar(i, "verify", len(chosen), len(rates)) as bar:
         for start in range(len(rates), len(chosen), size):
             new = pass_rates(run, chosen[start:start + size], config.verify_samples,
@@ -257,11 +257,22 @@ def write_examples(run, i, chosen):
         for task, answer in zip(tasks, answers)))
 
 
+def read_curriculum(run, i):
+    """The tasks of a curriculum, in training order; refused unless they are as many as logged."""
+    logged = [row["funnel"]["curriculum"] for row in run.files.read_rows("metrics.jsonl")
+              if (row["iteration"], row["phase"]) == (i, "curriculum")][-1]
+    tasks = [Task(**row) for row in run.files.read_rows(f"iter{i}/curriculum.jsonl")]
+    if len(tasks) != logged:
+        raise Refused(f"{run.files.path}/iter{i}/curriculum.jsonl holds {len(tasks)} of {logged} "
+                      "tasks: put back a copy, or give another --run_dir")
+    return tasks
+
+
 def train_solver(run, i):
     """Phase 3: GRPO on the Solver over the curriculum, easy to hard."""
     config = run.config
     run.train_from(run.generator(i) if config.shared_weights else run.solver(i - 1))
-    tasks = [Task(**row) for row in run.files.read_rows(f"iter{i}/curriculum.jsonl")]
+    tasks = read_curriculum(run, i)
     if tasks:
         plan = curriculum.spread(len(tasks), config.solver_steps, config.solver_prompts)
         for step in run.steps(i, "solver", config.solver_steps):
@@ -332,6 +343,7 @@ class Run:
         self.trainer = grpo.Trainer(lms.build(config.base, dtype, device), config)
         self.actor = lms.load(config.base, tokenizer, dtype, device)       # plays the trained role
         self.opponent = lms.load(config.base, tokenizer, dtype, device)    # the frozen Solver
+        self.now = None                       # (iteration, phase)
         self.done = None                      # (iteration, phase, finished steps) while training
         self.tokens, self.seconds, self.said, self.latest = 0, Counter(), set(), {}
         self.stopper = Stopper(files, self.save_now, launched="LOCAL_SIZE" in os.environ)
@@ -356,11 +368,11 @@ class Run:
         self.trainer.copy_to(self.actor.model)
 
     def opponent_becomes(self, path):
-        """Make the opponent the Solver of a checkpoint."""
+        """Give the opponent the weights of a checkpoint."""
         lms.fill(self.opponent.model, lms.read_weights(path))
 
     def actor_becomes(self, path):
-        """Make the actor the Generator of a checkpoint."""
+        """Give the actor the weights of a checkpoint."""
         lms.fill(self.actor.model, lms.read_weights(path))
 
     def encode(self, messages):
@@ -370,10 +382,12 @@ class Run:
         """Is the task short enough to be put to the Solver?"""
         return len(self.encode(solver.prompt(task.question, task.tools))) <= self.config.max_prompt
 
-    def slice_size(self, samples):
-        """Prompts of the pool that are sampled, and kept on disk, at a time. It does not depend on
-        the ranks, so that the same prompts stand together on any number of them."""
-        return SLICE * max(1, self.config.sample_rows // samples)
+    def slice_size(self, samples, total):
+        """Prompts of a pool that are sampled, and kept on disk, at a time: an eighth of `total`, in
+        whole chunks of the sampler, at most SLICE of them. It does not depend on the ranks, so
+        that the same prompts stand together on any number of them."""
+        chunk = max(1, self.config.sample_rows // samples)
+        return chunk * min(SLICE, max(1, total // (8 * chunk)))
 
     def sample(self, lm, chats, samples, key, temperature, max_tokens, kind="sampling", first=0):
         """model.sample for chat messages, with the run's seed in the key;
@@ -393,9 +407,6 @@ class Run:
             metrics: more to log.
         """
         config, rollouts = self.config, flat(groups)
-        bad = [rollout for rollout in rollouts if not all(map(math.isfinite, rollout.logps))]
-        if bad:
-            raise grpo.NonFinite("a sampled log-probability", bad)
         reward_PG = torch.tensor([sum(part.values()) for part in parts]).view(len(groups), -1)
         steps = config.generator_steps if phase == "generator" else config.solver_steps
         rate = config.learning_rate * (1 - step / steps)
@@ -415,7 +426,7 @@ class Run:
             self.trainer.copy_to(self.actor.model)
         if config.assert_invariants:
             check.check_step(config, groups, reward_PG, self.actor.eos, metrics)
-            check.check_copy(self.actor.model, self.trainer.weights())
+            self.trainer.check_copy(self.actor.model)
         self.trainer.write_events(phase, (i - 1) * steps + step, metrics)
         self._warn(i, phase, step, reward_PG, metrics)
 
@@ -456,7 +467,7 @@ class Run:
         """Do a phase unless it is finished; then record that it is, as the last thing."""
         if [i, phase] in self.files.state["finished"]:
             return
-        started, self.seconds = time.time(), Counter()
+        self.now, started, self.seconds = (i, phase), time.time(), Counter()
         work(self, i)
         self.done = None
         if phase in ("curriculum", "evaluation"):
@@ -475,7 +486,7 @@ class Run:
         the time of each, and saves a resumable state now and then."""
         done = self.files.done_steps(i, phase)
         if done:
-            self.trainer.restore(self.files.load_step())
+            self.trainer.restore(on_every_rank(self.files.load_step))
             self.trainer.copy_to(self.actor.model)
         self.done = (i, phase, done)
         with self.bar(i, phase, total, done) as bar:
@@ -492,17 +503,23 @@ class Run:
                 self.advance(bar, 1, reward=f"{self.latest['reward']:.2f}")
                 if (step + 1) % self.config.save_every == 0 and step + 1 < total:
                     with self.stopper.critical:
-                        self.files.save_step(i, phase, step + 1, self.trainer.state(),
-                                             60 * self.config.collective_timeout)
+                        saved = self.files.save_step(i, phase, step + 1, self.trainer.state(),
+                                                     60 * self.config.collective_timeout)
+                    if not saved:
+                        self.say(f"iteration {i} {phase}: step {step + 1} is not saved, since a "
+                                 "rank's part of it did not come")
 
-    def save_now(self):
-        """Save the last finished step while the run is being stopped; returns what to say."""
+    def save_now(self, patience):
+        """Save the last finished step while the run is being stopped; returns what to say.
+
+        Args:
+            patience: seconds to wait for the other ranks.
+        """
         if self.done is None:
             return "what is finished is saved"
         i, phase, done = self.done
         saved = self.files.done_steps(i, phase)
-        if done > saved and self.files.save_step(i, phase, done, self.trainer.state(),
-                                                 SAVE_SECONDS):
+        if done > saved and self.files.save_step(i, phase, done, self.trainer.state(), patience):
             saved = done
         return f"iteration {i} {phase} is saved after {saved} steps"
 
@@ -598,6 +615,30 @@ def on_rank0(work):
     return outcome[0]
 
 
+def on_every_rank(work):
+    """Result of work() on this rank, once it has succeeded on all; what one refuses, all refuse."""
+    result, problem = None, None
+    try:
+        result = work()
+    except Refused as refused:
+        problem = str(refused)
+    problems = [problem]
+    if lms.rank_and_world()[1] > 1:
+        problems = [None] * lms.rank_and_world()[1]
+        dist.all_gather_object(problems, problem)
+    for problem in filter(None, problems):
+        raise Refused(problem)
+    return result
+
+
+def see_lock(path, holder):
+    """Refused where this rank's machine does not see the directory that rank 0 has locked."""
+    lock = path / "lock"
+    if not lock.exists() or lock.read_text() != holder:
+        raise Refused(f"{path.resolve()} is not on a file system that all ranks share: "
+                      f"{socket.gethostname()} does not see it")
+
+
 def open_directory(config, needed):
     """The run's directory, claimed, seen by every rank, and brought back to its last saved step.
 
@@ -607,20 +648,21 @@ def open_directory(config, needed):
     files = Directory(config.path, *lms.rank_and_world())
     on_rank0(lambda: files.claim(needed))
     holder = on_rank0(lambda: (files.path / "lock").read_text())
-    blind = [None] * files.world
-    lock = files.path / "lock"
-    blind[files.rank] = (None if lock.exists() and lock.read_text() == holder
-                         else socket.gethostname())
-    if files.world > 1:
-        dist.all_gather_object(blind, blind[files.rank])
-    if any(blind):
-        raise Refused(f"{files.path.resolve()} is not on a file system that all ranks share: "
-                      f"{', '.join(sorted(set(filter(None, blind))))} does not see it")
-    files.state, told = on_rank0(files.rewind)
+    on_every_rank(lambda: see_lock(files.path, holder))
     on_rank0(lambda: write_json(files.path / "config.json", record(config) | {
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__,
                      "deepspeed": grpo.deepspeed.__version__}}))
+    files.state, told = on_rank0(files.rewind)
     return files, told
+
+
+def longest_prompt(config, tokenizer):
+    """Tokens of the longest prompt that the Generator can get."""
+    menu = None
+    if config.own_tools:
+        menu = sorted(config.own_tools, key=lambda tool: len(str(tool)))[-generator.MOST_TOOLS:]
+    spec = generator.Spec(generator.OWN_DOMAIN, "multi_turn", generator.MOST_TOOLS, 1, menu)
+    return len(lms.encode_chat(tokenizer, generator.prompt(spec)))
 
 
 def start(config):
@@ -629,12 +671,21 @@ def start(config):
         tokenizer = lms.load_tokenizer(config.base)
         score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(tiny.heldout(1)[0]),
                                    curriculum.SCORES)
-        parameters = check.count_parameters(
-            AutoConfig.from_pretrained(lms.checkpoint_files(config.base)[0]))
+        shape = lms.read_config(config.base)
+        lms.checkpoint_files(config.base)
+        longest = longest_prompt(config, tokenizer)
+        if longest > config.max_prompt:
+            raise Refused(f"--tools {config.tools}: a prompt with the longest of them takes {longest} "
+                          f"tokens, and --max_prompt is {config.max_prompt}")
+        room = getattr(shape, "max_position_embeddings", math.inf)
+        if config.max_prompt + max(config.max_completion, config.max_verify) > room:
+            raise ValueError(f"it has {room} positions, and --max_prompt and --max_completion or "
+                             "--max_verify add up to more")
     except ValueError as error:
         raise Refused(f"--model {config.model}: {error}") from None
     device = grpo.init_distributed(config.collective_timeout)
-    files, told = open_directory(config, check.disk_bytes(parameters, config.iterations))
+    needed = check.disk_bytes(check.count_parameters(shape), config.iterations)
+    files, told = open_directory(config, needed)
     if [config.iterations, "evaluation"] not in files.state["finished"]:
         try:
             run = Run(config, files, tokenizer, score_ids, device)
@@ -655,7 +706,8 @@ def unharmed(run):
     try:
         yield
     except grpo.NonFinite as error:
-        i, phase, step = run.done
+        i, phase = run.now
+        step = run.done[2] if run.done else 0
         name = f"failure-rank{run.rank}.json"
         write_json(run.files.path / name, {
             "iteration": i, "phase": phase, "step": step, "rank": run.rank, "what": str(error),
@@ -666,20 +718,23 @@ def unharmed(run):
     except lms.BadCheckpoint as error:
         raise Refused(f"{error}: put back a copy, or give another --run_dir") from None
     except OSError as error:
-        fail(run, f"{error.filename or run.files.path} cannot be written: {error.strerror}. "
-                  f"{again}")
+        fail(run, f"{error.filename or run.files.path} cannot be read or written: "
+                  f"{error.strerror or error}. {again}")
     except RuntimeError as error:
         # Another rank ended: either the run is being stopped, or it died.
         if run.stopper.stopping.wait(2):
             run.stopper.join()
         if run.world == 1 or not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
+        for failure in run.files.path.glob("failure-rank*.json"):
+            again = f"It left {failure}."
         fail(run, f"rank {run.rank} lost another rank ({str(error).splitlines()[0][:200]}). "
                   f"{again}")
 
 
 def fail(run, message):
     """End this rank with one line. The launcher ends the others."""
+    sys.stdout.flush()
     print(f"\nselfplay.py: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 
@@ -688,9 +743,14 @@ def main(argv=None):
     warnings.filterwarnings("ignore", category=FutureWarning)
     config, action = parse(argv)
     try:
-        {"explain": explain, "check": check.report, None: start}[action](config)
+        if action is None:
+            start(config)
+        elif os.environ.get("RANK", "0") == "0":
+            {"explain": explain, "check": check.report}[action](config)
     except Refused as problem:
         refuse(problem)
+    except KeyboardInterrupt:      # before the run; later the Stopper takes it
+        refuse("stopped before the run began", 130)
 
 
 if __name__ == "__main__":

@@ -228,6 +228,8 @@ def normalise_tool(element):
     properties = parameters.get("properties")
     if isinstance(properties, dict) and _all_dicts(properties):
         parameters = properties
+    elif parameters.get("type") == "object":      # a JSON schema without properties
+        parameters = {}
     if not _all_dicts(parameters):
         return None
     description = element.get("description")

@@ -38,6 +38,9 @@ def write(path, value):
     ({"bf16": {"enabled": False}}, "bf16.enabled"),
     ({"gradient_clipping": 9}, "gradient_clipping"),
     ({"scheduler": {"type": "WarmupLR"}}, "scheduler.type"),
+    ({"bf16": {"bf16_master_weights_and_grads": True}}, "bf16_master_weights_and_grads"),
+    ({"zero_optimization": {"param_persistence_threshold": 9}}, "param_persistence_threshold"),
+    ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "offload_optimizer.device"),
     ([1], "no JSON object")])
 def test_settings_that_would_change_the_step_are_refused_by_name(tmp_path, settings, named, capsys):
     with pytest.raises(SystemExit) as stop:
