@@ -88,9 +88,9 @@ class Config:
         if self.domains in DOMAIN_SETS:
             return {generator.OWN_DOMAIN: 1.0} if self.tools else DOMAIN_SETS[self.domains]
         weights = read_user_json(self.domains)
-        if not isinstance(weights, dict) or not all(
-                type(w) in (int, float) and 0 <= w <= MOST_WEIGHT for w in weights.values()) or not any(
-                weights.values()):
+        if not isinstance(weights, dict) or not any(weights.values()) or not all(
+                type(weight) in (int, float) and 0 <= weight <= MOST_WEIGHT
+                for weight in weights.values()):
             raise ValueError(f"{self.domains} must hold one JSON object {{domain: weight}}, "
                              "weights not negative and not all 0")
         return {domain: float(weight) for domain, weight in weights.items()}

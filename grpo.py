@@ -67,8 +67,8 @@ def grpo_loss(logp_BC, old_logp_BC, adv_B, mask_BC, weight_B, epsilon):
     with rho = exp(logp - old_logp).
 
     With w_i = 1 / (completions in the step) and summed over its micro-batches, this is GRPO's mean
-    over completions of the mean over their tokens. On fresh samples rho is 1 and the loss is about 0
-    whatever happens: it is its gradient that matters.
+    over completions of the mean over their tokens. On fresh samples rho is 1 and the loss is about
+    0 whatever happens: it is its gradient that matters.
 
     Args:
         logp_BC: log-probs under the policy, with gradient.
@@ -467,7 +467,8 @@ class Trainer:
                 bad_B = ~torch.isfinite(logp_BC).all(1)
                 raise NonFinite("a log-probability", [r for r, bad in zip(rollouts, bad_B) if bad])
             old_BC = logp_BC.detach() if pending.old[i] is None else pending.old[i]
-            if self.config.assert_invariants and pending.sums is None and pending.old[i] is not None:
+            recomputed = pending.sums is None and pending.old[i] is not None
+            if self.config.assert_invariants and recomputed:
                 drift = ((logp_BC - old_BC).exp() - 1).abs().max().item()
                 assert drift < 1e-5, f"the ratio is off by {drift:.6f} before the first update"
             loss, clip_share = grpo_loss(logp_BC, old_BC, adv_B, mask_BC, weight_B,

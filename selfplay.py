@@ -675,8 +675,8 @@ def start(config):
         lms.checkpoint_files(config.base)
         longest = longest_prompt(config, tokenizer)
         if longest > config.max_prompt:
-            raise Refused(f"--tools {config.tools}: a prompt with the longest of them takes {longest} "
-                          f"tokens, and --max_prompt is {config.max_prompt}")
+            raise Refused(f"--max_prompt is {config.max_prompt}, and the Generator's longest prompt "
+                          f"takes {longest} tokens")
         room = getattr(shape, "max_position_embeddings", math.inf)
         if config.max_prompt + max(config.max_completion, config.max_verify) > room:
             raise ValueError(f"it has {room} positions, and --max_prompt and --max_completion or "

@@ -47,7 +47,8 @@ def report(results, unit, settings, file=None, more_is_better=True):
         results: {name: [value of each round]}, with "ours" among the names.
         unit: of the values.
         settings: what was measured, for the file.
-        more_is_better: True for speeds, False for times and bytes. Above 1, a ratio is better for us.
+        more_is_better: True for speeds, False for times and bytes. Above 1, a ratio is better for
+            us.
     """
     medians = {name: median(values) for name, values in results.items()}
     ours, others = medians["ours"], {}

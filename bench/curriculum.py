@@ -20,7 +20,7 @@ SIZES = (1000, 10_000, 100_000)
 
 
 def candidates(size):
-    """(Generator texts, specs, 10 Solver texts for each): most sound, with one answer in four wrong."""
+    """(Generator texts, specs, 10 Solver texts for each): most sound, one answer in four wrong."""
     rng, tasks = random.Random(0), tiny.heldout(500)
     texts, specs, samples = [], [], []
     for n in range(size):
@@ -68,7 +68,8 @@ def main():
         print(f"{size:7,} tasks  {totals[size]:7.2f} s  {1e6 * totals[size] / size:6.0f} us each   "
               + "  ".join(f"{part} {value:.2f}" for part, value in parts.items()))
     if args.json:
-        others = {f"{size} tasks": {"value": total, "ratio": total * 10_000 / (size * totals[10_000])}
+        each = totals[10_000] / 10_000
+        others = {f"{size} tasks": {"value": total, "ratio": total / size / each}
                   for size, total in totals.items() if size != 10_000}
         settings = {"rounds": args.rounds, "unit": "seconds, 10,000 tasks"}
         common.write(args.json, totals[10_000], others, settings)

@@ -1,8 +1,8 @@
 """Time and peak memory of `token_logprobs`, forward and backward, at Qwen2.5's vocabulary of
 151,936, against the plain formulation, which holds all logits.
 
-    python bench/logprobs.py                                 # one layer of width 256, random weights
-    python bench/logprobs.py --hidden 1536 --device cuda     # Qwen2.5-1.5B's width
+    python bench/logprobs.py                               # one layer of width 256, random weights
+    python bench/logprobs.py --hidden 1536 --device cuda   # Qwen2.5-1.5B's width
 
 Each measurement is a process of its own, so that its peak is its own.
 """
@@ -16,7 +16,7 @@ import tempfile
 from statistics import median
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 import common
 import model as lms
@@ -26,7 +26,7 @@ VOCABULARY = 151_936
 
 def plain(model, rollouts):
     """What one writes first: all logits, their log-softmax in fp32, the entropy beside it."""
-    ids_BT = torch.tensor([rollout.prompt + rollout.ids for rollout in rollouts], device=model.device)
+    ids_BT = torch.tensor([rollout.prompt + rollout.ids for rollout in rollouts]).to(model.device)
     start = len(rollouts[0].prompt)
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, start - 1:-1]
     logp_BTV = torch.log_softmax(logits_BTV.float(), -1)
@@ -36,8 +36,8 @@ def plain(model, rollouts):
 
 
 def ours(model, rollouts):
-    logp_BC, entropy_BC, _ = lms.token_logprobs(model, lms.pack([[r] for r in rollouts], model.device))
-    return logp_BC, entropy_BC
+    packed = lms.pack([[rollout] for rollout in rollouts], model.device)
+    return lms.token_logprobs(model, packed)[:2]
 
 
 def peak(device):
@@ -51,10 +51,12 @@ def measure(args):
     """Print one line of JSON: seconds, bytes beyond model and gradients, a fingerprint of the
     gradient."""
     torch.manual_seed(0)
-    config = Qwen2Config(vocab_size=VOCABULARY, hidden_size=args.hidden, intermediate_size=args.hidden,
-                         num_hidden_layers=1, num_attention_heads=args.hidden // 64,
-                         num_key_value_heads=2, tie_word_embeddings=True)
-    model = Qwen2ForCausalLM._from_config(config, attn_implementation="grouped").to(args.device)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=args.hidden, intermediate_size=args.hidden,
+        num_hidden_layers=1, num_attention_heads=args.hidden // 64, num_key_value_heads=2,
+        tie_word_embeddings=True)
+    with torch.device(args.device):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="grouped")
     length = args.tokens // 4
     ids = torch.randint(VOCABULARY, (4, 16 + length)).tolist()
     rollouts = [lms.Rollout(row[:16], row[16:], "", True, []) for row in ids]
@@ -78,8 +80,8 @@ def measure(args):
 
 def run(name, args, file):
     """Result of a fresh process that measures `name`; the gradient goes to `file`."""
-    command = [sys.executable, __file__, "--worker", name, "--gradient", file, "--device", args.device,
-               "--tokens", str(args.tokens), "--hidden", str(args.hidden)]
+    command = [sys.executable, __file__, "--worker", name, "--gradient", file,
+               "--device", args.device, "--tokens", str(args.tokens), "--hidden", str(args.hidden)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -101,7 +103,8 @@ def main():
         gradients = {name: torch.load(file) for name, file in files.items()}
     gap = ((gradients["ours"] - gradients["plain"]).norm() / gradients["plain"].norm()).item()
     settings = {name: getattr(args, name) for name in ("tokens", "hidden", "device", "rounds")}
-    settings |= {"vocabulary": VOCABULARY, "gradient_gap": gap, "unit": "peak bytes beyond the model"}
+    settings |= {"vocabulary": VOCABULARY, "gradient_gap": gap,
+                 "unit": "peak bytes beyond the model"}
     seconds = {name: [result["seconds"] for result in rounds] for name, rounds in results.items()}
     common.report(seconds, "seconds", settings, more_is_better=False)
     settings["seconds"] = {name: median(values) for name, values in seconds.items()}

@@ -1,8 +1,8 @@
 """Sampled tokens per second: ours against transformers' `generate` and continuous batching.
 
-    python bench/rollout.py                                  # tiny model, 16 prompts x 8 samples, until EOS
-    python bench/rollout.py --tokens 64                      # as many tokens for every sample
-    python bench/rollout.py --probes                         # what K = 8 samples cost beside K = 1
+    python bench/rollout.py                 # tiny model, 16 prompts x 8 samples, until EOS
+    python bench/rollout.py --tokens 64     # as many tokens for every sample
+    python bench/rollout.py --probes        # what K = 8 samples cost beside K = 1
 
 Everybody draws from the same softmax at temperature 1; tokens behind an EOS do not count.
 """
@@ -51,9 +51,10 @@ def continuous_batching(lm, prompts, args, n):
     torch.manual_seed(n)
     requests, block = [ids for ids in prompts for _ in range(args.samples)], 32
     room = sum(-(-(len(ids) + args.most) // block) for ids in requests)
-    paged = transformers.ContinuousBatchingConfig(block_size=block, num_blocks=room, max_batch_tokens=2048)
-    outputs = lm.model.generate_batch(requests, generation_config=settings(lm, args), progress_bar=False,
-                                      continuous_batching_config=paged)
+    paged = transformers.ContinuousBatchingConfig(block_size=block, num_blocks=room,
+                                                  max_batch_tokens=2048)
+    outputs = lm.model.generate_batch(requests, generation_config=settings(lm, args),
+                                      progress_bar=False, continuous_batching_config=paged)
     return [output.generated_tokens for output in outputs.values()]
 
 
@@ -68,12 +69,14 @@ def timed(sampler, lm, prompts, args):
 
 def contestants(lm, theirs, prompts, args):
     """{name: run}; who cannot run here says why."""
-    runs = {"ours": timed(ours, lm, prompts, args), "generate": timed(generate, theirs, prompts, args)}
+    runs = {"ours": timed(ours, lm, prompts, args),
+            "generate": timed(generate, theirs, prompts, args)}
     paged = timed(continuous_batching, theirs, prompts, args)
     try:
         paged(0)
     except Exception as error:      # whatever it is: the table goes on without it
-        print(f"continuous batching does not run here: {type(error).__name__}: {str(error).splitlines()[0]}")
+        print(f"continuous batching does not run here: {type(error).__name__}: "
+              f"{str(error).splitlines()[0]}")
         return runs
     return runs | {"continuous batching": paged}
 
@@ -81,7 +84,8 @@ def contestants(lm, theirs, prompts, args):
 def probes(lm, prompts, args):
     """{"ours": seconds with K = 8, "K = 1": with one sample}, for the same prompts."""
     def run(samples):
-        return lambda n: common.seconds(lms.sample, lm, prompts, samples, (n,), 0.7, args.most, args.rows)[0]
+        return lambda n: common.seconds(lms.sample, lm, prompts, samples, (n,), 0.7, args.most,
+                                        args.rows)[0]
 
     return common.take_turns({"ours": run(8), "K = 1": run(1)}, args.rounds)
 
@@ -93,8 +97,10 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--samples", type=int, default=8, help="of each prompt")
-    parser.add_argument("--tokens", type=int, default=0, help="of each sample; 0: until EOS, at most 128")
-    parser.add_argument("--probes", action="store_true", help="measure 8 samples of 128 prompts against 1")
+    parser.add_argument("--tokens", type=int, default=0,
+                        help="of each sample; 0: until EOS, at most 128")
+    parser.add_argument("--probes", action="store_true",
+                        help="measure 8 samples of 128 prompts against 1")
     parser.add_argument("--rows", type=int, default=1024, help="probes decoded together")
     args = parser.parse_args()
     args.most = args.tokens or 128
@@ -108,10 +114,11 @@ def main():
                for task in tiny.heldout(128 if args.probes else args.prompts)]
     described = vars(args) | {"model": str(args.model), "threads": torch.get_num_threads()}
     if args.probes:
-        common.report(probes(lm, prompts, args), "seconds", described, args.json, more_is_better=False)
+        common.report(probes(lm, prompts, args), "seconds", described, args.json,
+                      more_is_better=False)
     else:
-        runs = contestants(lm, theirs, prompts, args)
-        common.report(common.take_turns(runs, args.rounds), "tokens per second", described, args.json)
+        results = common.take_turns(contestants(lm, theirs, prompts, args), args.rounds)
+        common.report(results, "tokens per second", described, args.json)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def our_step(args, tasks):
                              gradient_checkpointing=False, deepspeed="", assert_invariants=False)
     trainer = grpo.Trainer(lms.build(tiny.PATH, device=device), config)
     trainer.load(lms.read_weights(tiny.PATH))
-    prompts = [lms.encode_chat(tokenizer, solver.prompt(task.question, task.tools)) for task in tasks]
+    prompts = [lms.encode_chat(tokenizer, solver.prompt(task.question, task.tools))
+               for task in tasks]
 
     def step(n):
         groups = lms.sample(lm, prompts, GROUP, (n,), 1.0, MOST, len(prompts) * GROUP)
@@ -82,8 +83,8 @@ def trl_trainer(args, tasks):
     config = GRPOConfig(
         output_dir="runs/bench_trl", per_device_train_batch_size=args.micro_batch,
         gradient_accumulation_steps=len(tasks) * GROUP // args.micro_batch, num_generations=GROUP,
-        max_completion_length=MOST, learning_rate=RATE, lr_scheduler_type="constant", temperature=1.0,
-        top_p=1.0, top_k=0, beta=0.0, epsilon=0.2, loss_type="grpo", scale_rewards="group",
+        max_completion_length=MOST, learning_rate=RATE, lr_scheduler_type="constant",
+        temperature=1.0, top_p=1.0, top_k=0, beta=0.0, epsilon=0.2, loss_type="grpo", scale_rewards="group",
         max_grad_norm=1.0, weight_decay=0.0, optim="adamw_torch", gradient_checkpointing=False,
         bf16=False, use_cpu=not torch.cuda.is_available(), max_steps=args.rounds + 1,
         save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=10**6)

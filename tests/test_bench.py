@@ -1,4 +1,4 @@
-"""The benchmarks' own parts: turns, medians and ratios, and the runs that need no other software."""
+"""The benchmarks' own parts: turns, medians and ratios; the runs that need no other software."""
 import json
 import subprocess
 import sys
@@ -35,8 +35,10 @@ def test_a_ratio_above_one_is_better_for_us(common, tmp_path, capsys, more_is_be
 
 
 def run(script, tmp_path, *arguments):
-    command = [sys.executable, BENCH / script, "--rounds", "1", "--json", tmp_path / "out.json", *arguments]
-    done = subprocess.run([str(part) for part in command], text=True, capture_output=True, timeout=300)
+    command = [sys.executable, BENCH / script, "--rounds", "1", "--json", tmp_path / "out.json",
+               *arguments]
+    done = subprocess.run([str(part) for part in command], text=True, capture_output=True,
+                          timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((tmp_path / "out.json").read_text())
 
