@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+# Two tests run side by side, each on a core: small matrices only lose by a second thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--iterations", 1, "--generator_steps", 4, "--solver_steps", 3, "--generator_prompts", 3,
          "--solver_prompts", 3, "--group_size", 4, "--probes", 2, "--pool_size", 48,
