@@ -204,7 +204,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small_run, tmp_path):
     code, output = call(*selfplay(path), ok=False, preexec_fn=lambda: resource.setrlimit(
         resource.RLIMIT_FSIZE, (2**20, 2**20)))
     said = [line for line in output.splitlines() if line.startswith("selfplay.py:")]
-    assert (code == 1 and len(said) == 1 and "cannot be written" in said[0]
+    assert (code == 1 and len(said) == 1 and "cannot be read or written" in said[0]
             and "Traceback" not in output)
     call(*selfplay(path))
     assert same(path, small_run) == []
