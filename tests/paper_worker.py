@@ -5,7 +5,6 @@ curriculum with a made-up reward, which must move the weights.
 
 Arguments: model directory, run directory.
 """
-import dataclasses
 import sys
 
 import torch
@@ -34,7 +33,7 @@ def main():
     tasks = tiny.heldout(4)
     for task in tasks:
         task.pass_rate = 0.5
-    run.files.write_rows("iter1/curriculum.jsonl", map(dataclasses.asdict, tasks))
+    selfplay.read_curriculum = lambda run, i: tasks
     solver.reward = lambda text, gold, strict: {"format": float(len(text)), "accuracy": 0.0}
     run.save = lambda role, i: None
     selfplay.train_solver(run, 1)
