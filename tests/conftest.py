@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,17 @@ SMALL = ["--iterations", 1, "--generator_steps", 4, "--solver_steps", 3, "--gene
          "--heldout_tasks", 16, "--save_every", 2]
 
 
-def start(*command, **options):
-    """A command in the project's directory, in a process group of its own."""
+def start(*command, variables=None, **options):
+    """A command in the project's directory, in a process group of its own.
+
+    Args:
+        variables: more of the environment.
+    """
     env = {name: value for name, value in os.environ.items()
            if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE",
                            "MASTER_ADDR", "MASTER_PORT")}
     env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "PYTHONPATH": str(ROOT)}
+    env |= {name: str(value) for name, value in (variables or {}).items()}
     return subprocess.Popen([str(part) for part in command], cwd=ROOT, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             start_new_session=True, **options)
@@ -45,6 +51,13 @@ def kill_group(process):
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+
+
+def free_port():
+    """A port that nobody listens on: fixtures may be made in two test processes at once."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def lines(path):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import grpo
 import tiny
+from conftest import free_port
 
 
 def test_advantages_by_hand():
@@ -45,9 +46,9 @@ def test_loss_is_a_mean_over_tokens_then_over_completions():
     assert loss.item() == pytest.approx(-1.0)
 
 
-def launch(world, out, port):
+def launch(world, out):
     """Run engine_worker.py on `world` ranks; returns what it saved."""
-    workers = []
+    workers, port = [], free_port()
     for rank in range(world):
         env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
                             "LOCAL_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
@@ -62,12 +63,12 @@ def launch(world, out, port):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    return launch(1, tmp_path_factory.mktemp("one") / "results.pt", 29611)
+    return launch(1, tmp_path_factory.mktemp("one") / "results.pt")
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    return launch(2, tmp_path_factory.mktemp("two") / "results.pt", 29612)
+    return launch(2, tmp_path_factory.mktemp("two") / "results.pt")
 
 
 def gap(a, b):

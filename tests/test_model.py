@@ -1,5 +1,7 @@
 """The sampler against transformers' own generate, the softmax, and the trainer's scorer."""
+import json
 import math
+import sys
 from collections import Counter
 
 import numpy as np
@@ -10,6 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import model as lms
 import solver
 import tiny
+from conftest import ROOT, start
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +200,15 @@ def test_a_choice_of_two_tokens_is_refused(lm):
     assert len(lms.choice_ids(lm.tokenizer, messages, "12345")) == 5
     with pytest.raises(ValueError, match="single token"):
         lms.choice_ids(lm.tokenizer, messages, ["zq"])
+
+
+def test_one_two_and_four_ranks_draw_the_same(tmp_path):
+    drawn = []
+    for world in (1, 2, 4):
+        ranks = [start(sys.executable, ROOT / "tests/sample_worker.py", tmp_path / "drawn.json",
+                       variables={"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1",
+                                  "MASTER_PORT": 29650 + world}) for rank in range(world)]
+        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+        assert all(rank.returncode == 0 for rank in ranks), outputs[0][-3000:]
+        drawn.append((tmp_path / "drawn.json").read_text())
+    assert drawn[0] == drawn[1] == drawn[2] and len(json.loads(drawn[0])[0]) == 7
