@@ -15,7 +15,7 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -40,10 +40,6 @@ class Task:
     spec: dict = field(default_factory=dict)     # what the Generator was asked for
     pass_rate: float | None = None               # Eq. 3, measured on the Solver
     bucket: str | None = None                    # easy, medium or hard
-
-    def to_json(self):
-        """One line of a .jsonl file."""
-        return json.dumps(asdict(self))
 
 
 class Calls(NamedTuple):

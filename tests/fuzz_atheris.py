@@ -14,6 +14,7 @@ import inspect
 import json
 import sys
 from collections import Counter
+from dataclasses import asdict
 
 import curriculum
 import generator
@@ -128,7 +129,7 @@ def check_generator(text):
     if task is None:
         assert problem == "unparsed"
         return set()
-    assert verify.Task(**json.loads(task.to_json())).answer == task.answer
+    assert verify.Task(**json.loads(json.dumps(asdict(task)))).answer == task.answer
     hash(verify.signature(task))
     curriculum.judge_prompt(task)
     solver.prompt(task.question, task.tools)

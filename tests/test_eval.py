@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -296,7 +297,7 @@ def run_dir(tmp_path):
     tasks = tiny.heldout(6)
     (tmp_path / "run/iter1").mkdir(parents=True)
     shutil.copytree(tiny.PATH, tmp_path / "run/iter1/solver")
-    lines = "".join(task.to_json() + "\n" for task in tasks)
+    lines = "".join(json.dumps(asdict(task)) + "\n" for task in tasks)
     (tmp_path / "run/iter1/curriculum.jsonl").write_text(lines)
     config = {"model": "tiny", "dtype": "bf16", "max_verify": 96, "sample_rows": 8}
     (tmp_path / "run/config.json").write_text(json.dumps({"config": config}))

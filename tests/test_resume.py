@@ -70,17 +70,18 @@ def test_killed_at_twenty_moments_it_ends_the_same(small_run, tmp_path):
         assert same(path, small_run) == []
 
 
-@pytest.mark.parametrize("phase", ["generator", "solver"])
-def test_sigterm_saves_the_last_finished_step(small_run, tmp_path, phase):
+@pytest.mark.parametrize("phase, number", [("generator", signal.SIGTERM),
+                                           ("solver", signal.SIGINT)])
+def test_a_signal_saves_the_last_finished_step(small_run, tmp_path, phase, number):
     """In the middle of a phase, between two of its periodic saves."""
     path = tmp_path / "run"
     rows = [row["phase"] for row in lines(small_run / "metrics.jsonl")]
     process = start(*selfplay(path, "--save_every", 100))
     wait_for(lambda: steps_logged(path) >= rows.index(phase) + 1)
     asked = time.time()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     output = process.communicate(timeout=30)[0]
-    assert time.time() - asked < 20 and process.returncode == 128 + signal.SIGTERM
+    assert time.time() - asked < 20 and process.returncode == 128 + number
     assert f"iteration 1 {phase} is saved after" in output and "The same command goes on" in output
     state = json.loads((path / "state.json").read_text())
     assert state["step"]["phase"] == phase and state["step"]["done"] >= 1

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import selfplay
@@ -111,9 +113,20 @@ def test_two_ranks_under_the_launcher(tmp_path):
     assert summary["world_size"] == 2 and len(summary["heldout_accuracy"]) == 2
 
 
+def test_a_dead_step_and_a_collapse_are_said_once_a_phase():
+    said = []
+    run = SimpleNamespace(say=said.append, said=set())
+    run._first = lambda key: selfplay.Run._first(run, key)
+    for step in (3, 4):
+        selfplay.Run._warn(run, 1, "generator", step, torch.tensor([[1.0, 1.0], [0.0, 0.0]]),
+                           {"dead_groups": 1.0, "distinct_questions": 0.1})
+    assert len(said) == 2
+    assert "step 3: every group is dead" in said[0] and "1 of 2 groups have only" in said[0]
+    assert "only 10 % of the 4 questions differ" in said[1]
+
+
 @pytest.mark.skipif(not QWEN.exists(), reason="needs the Qwen2.5 tokenizer beside the project")
 def test_the_papers_path_on_a_random_qwen(tmp_path):
-    import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
     torch.manual_seed(0)
     config = Qwen2Config.from_pretrained(QWEN)
@@ -124,4 +137,5 @@ def test_the_papers_path_on_a_random_qwen(tmp_path):
     AutoTokenizer.from_pretrained(QWEN).save_pretrained(tmp_path / "model")
     output = call(sys.executable, ROOT / "tests/paper_worker.py",
                   tmp_path / "model", tmp_path / "run")
-    assert "no task survived" in output and output.strip().endswith("moved")
+    assert "every group is dead" in output and "no task survived" in output
+    assert output.strip().endswith("moved")
