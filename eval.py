@@ -250,6 +250,7 @@ def checked(work, *args):
 def refuse(message):
     if os.environ.get("RANK", "0") == "0":
         print(f"eval.py: {message}", file=sys.stderr)
+    lms.leave_group()
     sys.exit(2)
 
 
@@ -290,6 +291,7 @@ def main(argv=None):
     mode = (score_again if args.score else compare if args.compare else overlap if args.overlap
             else cross_play if args.cross_play else ask if args.ask is not None else evaluate)
     mode(args)
+    lms.leave_group()
 
 
 if __name__ == "__main__":

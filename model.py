@@ -302,6 +302,16 @@ def rank_and_world():
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def leave_group():
+    """Leave the process group, if there is one: before the process ends, on every way out.
+
+    gloo's threads that still hold tensors while Python is torn down abort the process, and a run
+    that has succeeded would end with an error.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def deal(items, size, work):
     """[result for each item], with the work shared among the ranks; every rank gets all results.
 

@@ -747,7 +747,9 @@ def main(argv=None):
             start(config)
         elif os.environ.get("RANK", "0") == "0":
             {"explain": explain, "check": check.report}[action](config)
+        lms.leave_group()
     except Refused as problem:
+        lms.leave_group()
         refuse(problem)
     except KeyboardInterrupt:      # before the run; later the Stopper takes it
         refuse("stopped before the run began", 130)

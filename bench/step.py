@@ -103,6 +103,7 @@ def main():
     turns = Turns(our_step(args, tasks))
     trainer.add_callback(turns)
     trainer.train()
+    lms.leave_group()
     results = {name: values[1:] for name, values in turns.seconds.items()}      # the first warms up
     settings = vars(args) | {"group_size": GROUP, "max_completion": MOST, "dtype": "fp32",
                              "threads": torch.get_num_threads()}

@@ -48,6 +48,7 @@ def main():
             results[dtype, micro_batch]["again"] = again
     if lms.rank_and_world()[0] == 0:
         torch.save(results, sys.argv[1])
+    lms.leave_group()
 
 
 if __name__ == "__main__":

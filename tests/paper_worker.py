@@ -23,9 +23,9 @@ def main():
                  "--solver_prompts", "2", "--pool_size", "4", "--curriculum_size", "4",
                  "--max_completion", "24", "--max_verify", "24", "--heldout_tasks", "2",
                  "--learning_rate", "1e-3"]
-    selfplay.main(arguments)      # all phases; no task survives, so the Solver stays as it is
-
     config, _ = parse(arguments)
+    selfplay.start(config)      # all phases; no task survives, so the Solver stays as it is
+
     files = selfplay.Directory(run_dir)
     run = selfplay.Run(config, files, selfplay.lms.load_tokenizer(model), [0] * 5,
                        torch.device("cpu"))
@@ -41,6 +41,7 @@ def main():
     assert any(not torch.equal(after[name], before[name]) for name in before)
     copied = dict(run.actor.model.named_parameters())
     assert all(torch.equal(copied[name], weight.bfloat16()) for name, weight in after.items())
+    selfplay.lms.leave_group()
     print("moved")
 
 

@@ -19,6 +19,7 @@ def main():
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w") as file:
             json.dump([[[rollout.ids for rollout in group] for group in groups], picks], file)
+    lms.leave_group()
 
 
 if __name__ == "__main__":

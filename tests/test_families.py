@@ -124,6 +124,7 @@ def train(directory):
             torch.save({"metrics": metrics,
                         "logits": lm.model(torch.tensor(prompts[:1])).logits[:, -4:]},
                        path / "result.pt")
+    lms.leave_group()
 
 
 @pytest.fixture(scope="module")
