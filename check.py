@@ -60,7 +60,7 @@ def forecast(shape, config, world):
     T = config.max_prompt + config.max_completion
     head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     kv_row = 2 * two * shape.num_hidden_layers * shape.num_key_value_heads * head * T
-    tokens = config.micro_batch * T
+    tokens = max(config.micro_tokens, T)      # a longer completion stands alone
     inside_layer = tokens * two * (12 * shape.hidden_size + 4 * shape.intermediate_size)
     kept = tokens * two * shape.hidden_size * shape.num_hidden_layers
     always = {"parameters": two * N / world, "fp32 masters": 4 * N / world, "Adam": 8 * N / world,
@@ -70,8 +70,7 @@ def forecast(shape, config, world):
         "gathered": two * min(N, LIVE_PARAMETERS),
         "activations": (kept + inside_layer if config.gradient_checkpointing
                         else inside_layer * shape.num_hidden_layers),
-        "logits": 4 * 3 * min(lms.LOGITS_AT_ONCE, config.micro_batch * config.max_completion
-                              * shape.vocab_size)}
+        "logits": 4 * 3 * min(lms.LOGITS_AT_ONCE, tokens * shape.vocab_size)}
     peak = sum(always.values()) + max(sum(sampling.values()), sum(training.values()))
     return always | sampling | training | {"peak": peak}
 

@@ -54,7 +54,7 @@ class Config:
     epsilon: float = 0.2                 # C: clipping range
     max_grad_norm: float = 1.0           # C
     dtype: str = "bf16"                  # P; "fp32" for tests
-    micro_batch: int = 4                 # us: completions per forward pass and rank
+    micro_tokens: int = 16_384           # us: tokens per forward pass on a rank, prompts once
     sample_rows: int = 64                # us: samples decoded together on a rank
     gradient_checkpointing: bool = True  # us: trades a second forward pass for memory
     heldout_tasks: int = 500           # us: tasks of tiny.py, solved greedily after every iteration
@@ -118,7 +118,7 @@ class Config:
 TINY = dict(
     model="tiny", domains="tiny", generator_steps=24, solver_steps=12, generator_prompts=8,
     solver_prompts=8, group_size=8, pool_size=384, curriculum_size=128, max_prompt=1024,
-    max_completion=320, max_verify=128, learning_rate=3e-5, micro_batch=32, sample_rows=256,
+    max_completion=320, max_verify=128, learning_rate=3e-5, micro_tokens=8192, sample_rows=256,
     gradient_checkpointing=False)
 PRESETS = {
     "paper": {},

@@ -228,6 +228,33 @@ class Pending:
     sums: object = None    # from Trainer._accumulate
 
 
+def cut(groups, adv_PG, rank, world, budget):
+    """A rank's completions of a step, cut into micro-batches: lists of (number of the group,
+    rollout, advantage, weight in the loss).
+
+    Groups of like length stand together, so that their rows need little padding.
+
+    Args:
+        groups: P lists of G Rollouts; each `world`-th group is this rank's.
+        adv_PG: their advantages.
+        budget: packed tokens of a micro-batch, a prompt counted once; a completion that is longer
+            stands alone.
+    """
+    mine = sorted(range(rank, len(groups), world), key=lambda p: (
+        len(groups[p][0].prompt) + sum(len(rollout.ids) for rollout in groups[p])))
+    batches, room, here = [], 0, None      # here: the group whose prompt the batch holds last
+    for p in mine:
+        for rollout, adv in zip(groups[p], adv_PG[p].tolist()):
+            alone = len(rollout.prompt) + len(rollout.ids)
+            tokens = len(rollout.ids) if here == p else alone
+            if not batches or tokens > room:
+                batches.append([])
+                room, tokens = budget, alone
+            batches[-1].append((p, rollout, adv, 1 / adv_PG.numel()))
+            room, here = room - tokens, p
+    return batches
+
+
 class Trainer:
     """The training policy: one ZeRO-3 engine for the whole run, with fp32 masters.
 
@@ -239,7 +266,7 @@ class Trainer:
         """
         Args:
             model: a causal LM; the engine takes it over. Its weights come with `load`.
-            config: as for `engine_config`, and micro_batch, epsilon, inner_updates,
+            config: as for `engine_config`, and micro_tokens, epsilon, inner_updates,
                 gradient_checkpointing.
         """
         self.config = config
@@ -377,10 +404,12 @@ class Trainer:
         """
         rank, world = rank_and_world()
         vocab_size = self.engine.module.model.config.vocab_size
+        cuts = [cut(groups, adv_PG, r, world, self.config.micro_tokens) for r in range(world)]
+        # ZeRO-3 gathers parameters on all ranks together: whoever has fewer runs along.
+        idle = (0, min(groups[0], key=lambda rollout: len(rollout.ids)), 0.0, 0.0)
         batches = []
-        for of_ranks in zip(*(self._cut(groups, adv_PG, r, world) for r in range(world))):
-            # ZeRO-3 gathers the output layer once a block, together: the fullest rank sets the
-            # number.
+        for of_ranks in itertools.zip_longest(*cuts, fillvalue=[idle]):
+            # The output layer is gathered once a block: the fullest rank sets the number.
             tokens = max(sum(len(rollout.ids) for _, rollout, _, _ in batch) for batch in of_ranks)
             blocks = logit_blocks(tokens, vocab_size)
             _, _, adv, weights = zip(*of_ranks[rank])
@@ -389,17 +418,6 @@ class Trainer:
             batches.append((parts, torch.tensor(adv, device=self.device),
                             torch.tensor(weights, device=self.device), blocks))
         return batches
-
-    def _cut(self, groups, adv_PG, rank, world):
-        """A rank's completions (number of the group, rollout, advantage, weight), cut into
-        micro-batches: groups of like length together, so that their rows need little padding."""
-        G, weight, size = adv_PG.shape[1], 1 / adv_PG.numel(), self.config.micro_batch
-        mine = [(groups[p], adv_PG[p].tolist(), weight) for p in range(rank, len(groups), world)]
-        mine += [(groups[0], [0.0] * G, 0.0)] * (-(-len(groups) // world) - len(mine))
-        mine.sort(key=lambda item: len(item[0][0].prompt) + sum(len(r.ids) for r in item[0]))
-        rows = [(n, rollout, adv, w) for n, (group, adv_G, w) in enumerate(mine)
-                for rollout, adv in zip(group, adv_G)]
-        return [rows[start:start + size] for start in range(0, len(rows), size)]
 
     def backward(self, groups, reward_PG, temperature=1.0):
         """The first half of a GRPO step: everything up to the gradient. No weight changes.

@@ -38,7 +38,7 @@ from transformers import (AttentionInterface, AttentionMaskInterface, AutoConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-LOGITS_AT_ONCE = 2**27     # elements of one fp32 block of logits: 512 MiB
+LOGITS_AT_ONCE = 2**26     # elements of one fp32 block of logits: 256 MiB
 STRETCH = {"cpu": 8, "cuda": 64}     # steps between two drops of finished rows, at least
 
 

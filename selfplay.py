@@ -675,7 +675,7 @@ def start(config):
         lms.checkpoint_files(config.base)
         longest = longest_prompt(config, tokenizer)
         if longest > config.max_prompt:
-            raise Refused(f"--max_prompt is {config.max_prompt}, and the Generator's longest prompt "
+            raise Refused(f"--max_prompt is {config.max_prompt}, the Generator's longest prompt "
                           f"takes {longest} tokens")
         room = getattr(shape, "max_position_embeddings", math.inf)
         if config.max_prompt + max(config.max_completion, config.max_verify) > room:

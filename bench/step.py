@@ -4,7 +4,8 @@
 
 A step is sampling, rewards, log-probs, backward, optimizer, and for ours also the copy of the new
 weights to the sampler (TRL samples from the weights that it trains). Settings are equal: prompts,
-group size, most tokens, micro-batches, loss, learning rate, clipping, and our rewards for both.
+group size, most tokens, loss, learning rate, clipping, and our rewards for both. Micro-batches are
+cut by tokens here and by completions there.
 """
 import json
 import sys
@@ -36,7 +37,7 @@ def our_step(args, tasks):
     tokenizer = lms.load_tokenizer(tiny.PATH)
     lm = lms.load(tiny.PATH, tokenizer, device=device)
     config = SimpleNamespace(learning_rate=RATE, dtype="fp32", max_grad_norm=1.0, epsilon=0.2,
-                             inner_updates=1, micro_batch=args.micro_batch,
+                             inner_updates=1, micro_tokens=args.micro_tokens,
                              gradient_checkpointing=False, deepspeed="", assert_invariants=False)
     trainer = grpo.Trainer(lms.build(tiny.PATH, device=device), config)
     trainer.load(lms.read_weights(tiny.PATH))
@@ -95,7 +96,10 @@ def trl_trainer(args, tasks):
 def main():
     parser = common.parser(__doc__)
     parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--micro_batch", type=int, default=32, help="completions per forward pass")
+    parser.add_argument("--micro_batch", type=int, default=32,
+                        help="completions per forward pass of TRL")
+    parser.add_argument("--micro_tokens", type=int, default=8192,
+                        help="tokens per forward pass of ours")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
     tasks = tiny.heldout(args.prompts)

@@ -26,9 +26,9 @@ def main():
     reward_PG = torch.tensor([[0.0, 1.0, 2.0, 0.5], [1.0, 1.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
     results = {"ids": [[rollout.ids for rollout in group] for group in groups]}
     for dtype in ("fp32", "bf16"):
-        for micro_batch in (12, 3):
+        for micro_tokens in (10_000, 500):      # whole; a few completions each
             config = SimpleNamespace(learning_rate=1e-3, dtype=dtype, max_grad_norm=1e9,
-                                     epsilon=0.2, micro_batch=micro_batch, inner_updates=1,
+                                     epsilon=0.2, micro_tokens=micro_tokens, inner_updates=1,
                                      gradient_checkpointing=False, deepspeed="",
                                      assert_invariants=False)
             trainer = grpo.Trainer(lms.build(tiny.PATH), config)
@@ -40,12 +40,12 @@ def main():
                 for name, p in trainer.parameters()}
             copy = lms.load(tiny.PATH, tokenizer).model
             trainer.copy_to(copy)
-            results[dtype, micro_batch] = dict(
+            results[dtype, micro_tokens] = dict(
                 before=before, after=trainer.weights(), gradient=gradient,
                 metrics=metrics, copy=dict(copy.state_dict()))
             trainer.load(lms.read_weights(tiny.PATH))
             again = trainer.update(trainer.backward(groups, reward_PG), 1e-3)
-            results[dtype, micro_batch]["again"] = again
+            results[dtype, micro_tokens]["again"] = again
     if lms.rank_and_world()[0] == 0:
         torch.save(results, sys.argv[1])
     lms.leave_group()

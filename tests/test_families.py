@@ -111,7 +111,7 @@ def train(directory):
         prompts = [lms.encode_chat(tokenizer, MESSAGES), lms.encode_chat(tokenizer, MESSAGES[1:])]
         groups = lms.sample(lm, prompts, 4, (0,), 1.0, 8, rows=8)
         settings = SimpleNamespace(learning_rate=1e-3, dtype="fp32", max_grad_norm=1.0,
-                                   epsilon=0.2, micro_batch=4,
+                                   epsilon=0.2, micro_tokens=1024,
                                    inner_updates=1, gradient_checkpointing=False,
                                    deepspeed="", assert_invariants=False)
         trainer = grpo.Trainer(lms.build(path), settings)

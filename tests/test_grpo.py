@@ -10,6 +10,9 @@ from safetensors.torch import load_file
 import grpo
 import tiny
 from conftest import free_port
+from model import Rollout
+
+WHOLE, PARTS = 10_000, 500      # tokens of a micro-batch in engine_worker.py
 
 
 def test_advantages_by_hand():
@@ -46,6 +49,28 @@ def test_loss_is_a_mean_over_tokens_then_over_completions():
     assert loss.item() == pytest.approx(-1.0)
 
 
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("budget", [1, 90, 250, 10_000])
+def test_micro_batches_keep_the_budget_and_hold_every_completion_once(world, budget):
+    draw = torch.Generator().manual_seed(budget)
+    lengths = torch.randint(1, 60, (5, 4), generator=draw).tolist()
+    groups = [[Rollout([0] * (20 + p), [0] * n, "", True, []) for n in row]
+              for p, row in enumerate(lengths)]
+    adv_PG = torch.arange(20.0).view(5, 4)
+    batches = [batch for rank in range(world)
+               for batch in grpo.cut(groups, adv_PG, rank, world, budget)]
+    for batch in batches:
+        prompts = sum(20 + p for p in {p for p, *_ in batch})
+        tokens = prompts + sum(len(rollout.ids) for _, rollout, _, _ in batch)
+        assert tokens <= budget or len(batch) == 1
+    rows = [row for batch in batches for row in batch]
+    assert sorted(adv for _, _, adv, _ in rows) == adv_PG.flatten().tolist()
+    assert all(rollout is groups[p][int(adv) % 4] and int(adv) // 4 == p and weight == 1 / 20
+               for p, rollout, adv, weight in rows)
+    if budget == 10_000:
+        assert len(batches) == min(world, 5)
+
+
 def launch(world, out):
     """Run engine_worker.py on `world` ranks; returns what it saved."""
     workers, port = [], free_port()
@@ -79,17 +104,17 @@ def gap(a, b):
 
 @pytest.mark.parametrize("dtype, limit", [("fp32", 1e-5), ("bf16", 0.02)])
 def test_gradient_does_not_depend_on_micro_batches_or_ranks(one, two, dtype, limit):
-    whole = one[dtype, 12]["gradient"]
-    assert gap(one[dtype, 3]["gradient"], whole) < limit       # 4 micro-batches
-    assert gap(two[dtype, 12]["gradient"], whole) < limit      # 3 groups on 2 ranks
-    assert gap(two[dtype, 3]["gradient"], whole) < limit
+    whole = one[dtype, WHOLE]["gradient"]
+    assert gap(one[dtype, PARTS]["gradient"], whole) < limit
+    assert gap(two[dtype, WHOLE]["gradient"], whole) < limit      # 3 groups on 2 ranks
+    assert gap(two[dtype, PARTS]["gradient"], whole) < limit
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_masters_start_at_the_file_and_move(one, two, dtype):
     file = load_file(tiny.PATH / "model.safetensors")
     for results in (one, two):
-        run = results[dtype, 12]
+        run = results[dtype, WHOLE]
         for name, before in run["before"].items():
             assert torch.equal(before, file[name])
         moved = [(run["after"][name] - before).abs().max().item()
@@ -99,14 +124,14 @@ def test_masters_start_at_the_file_and_move(one, two, dtype):
 
 def test_the_copy_has_the_new_weights(two):
     for dtype, cast in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        run = two[dtype, 12]
+        run = two[dtype, WHOLE]
         for name, after in run["after"].items():
             assert torch.equal(run["copy"][name].to(cast), after.to(cast)), name
 
 
 def test_loading_weights_also_resets_the_optimizer(one, two):
     for results in (one, two):
-        run = results["fp32", 12]
+        run = results["fp32", WHOLE]
         assert run["again"] == pytest.approx(run["metrics"], rel=1e-4, abs=1e-6)
 
 
@@ -115,6 +140,6 @@ def test_ranks_draw_the_same_samples(one, two):
 
 
 def test_metrics_agree_over_ranks(one, two):
-    assert two["fp32", 12]["metrics"] == pytest.approx(one["fp32", 12]["metrics"], rel=1e-3,
+    assert two["fp32", WHOLE]["metrics"] == pytest.approx(one["fp32", WHOLE]["metrics"], rel=1e-3,
                                                        abs=1e-5)
-    assert one["fp32", 12]["metrics"]["dead_groups"] == pytest.approx(1 / 3)
+    assert one["fp32", WHOLE]["metrics"]["dead_groups"] == pytest.approx(1 / 3)
