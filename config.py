@@ -118,7 +118,7 @@ class Config:
 TINY = dict(
     model="tiny", domains="tiny", generator_steps=24, solver_steps=12, generator_prompts=8,
     solver_prompts=8, group_size=8, pool_size=384, curriculum_size=128, max_prompt=1024,
-    max_completion=320, max_verify=128, learning_rate=3e-5, micro_tokens=8192, sample_rows=256,
+    max_completion=320, max_verify=128, learning_rate=3e-5, micro_tokens=8192, sample_rows=512,
     gradient_checkpointing=False)
 PRESETS = {
     "paper": {},
