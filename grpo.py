@@ -3,11 +3,11 @@
 Axes:  P prompts (groups) of a step   G completions of a prompt   B rows of a micro-batch
        C completion length
 
-One step with 3 prompts, G = 2, on 2 ranks, in micro-batches of 2 rows:
+One step with 3 prompts, G = 2, on 2 ranks, in micro-batches of whole groups:
 
     prompt      0 0   1 1   2 2          advantages: (P, G), on every rank alike
     rank 0      0 0         2 2          whole groups are dealt, then sorted by length
-    rank 1            1 1         - -    a short rank repeats rows with weight 0: ranks stay in step
+    rank 1            1 1         -      a short rank repeats a row with weight 0: ranks stay in step
 
 A micro-batch reads a prompt once for all completions of it that it holds (`model.pack`).
 
@@ -23,11 +23,13 @@ import math
 import os
 import shutil
 import socket
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 logging.disable(logging.WARNING)      # on import DeepSpeed announces what it found
 import deepspeed                      # noqa: E402
@@ -228,6 +230,16 @@ class Pending:
     sums: object = None    # from Trainer._accumulate
 
 
+@contextmanager
+def linear_is(function):
+    """F.linear, for as long as the engine computes."""
+    plain, F.linear = F.linear, function
+    try:
+        yield
+    finally:
+        F.linear = plain
+
+
 def cut(groups, adv_PG, rank, world, budget):
     """A rank's completions of a step, cut into micro-batches: lists of (number of the group,
     rollout, advantage, weight in the loss).
@@ -273,8 +285,12 @@ class Trainer:
         model.train()
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        # DeepSpeed replaces F.linear for the whole process. The engine needs its version, which lets
+        # go of gathered weights; the sampler, which holds whole weights, only loses time by it.
+        plain = F.linear
         self.engine = deepspeed.initialize(model=Policy(model), model_parameters=model.parameters(),
                                            config=engine_config(config))[0]
+        self.linear, F.linear = F.linear, plain
         self.device = self.engine.device
 
     def parameters(self):
@@ -432,14 +448,15 @@ class Trainer:
         """
         adv_PG = group_advantages(reward_PG)
         batches = self.micro_batches(groups, adv_PG)
-        old = [None] * len(batches)
+        pending = Pending(batches, [None] * len(batches), temperature,
+                          (adv_PG == 0).all(1).double().mean().item())
         if self.config.inner_updates > 1:
             # Old log-probs from the same batches: another batch shape would shift them by rounding.
-            with torch.no_grad():
-                old = [self._logprobs(parts, temperature, blocks)[0]
-                       for parts, _, _, blocks in batches]
-        pending = Pending(batches, old, temperature, (adv_PG == 0).all(1).double().mean().item())
-        pending.sums = self._accumulate(pending)
+            with torch.no_grad(), linear_is(self.linear):
+                pending.old = [self._logprobs(parts, temperature, blocks)[0]
+                               for parts, _, _, blocks in batches]
+        with linear_is(self.linear):
+            pending.sums = self._accumulate(pending)
         return pending
 
     def update(self, pending, learning_rate):
@@ -455,8 +472,11 @@ class Trainer:
         """
         for group in self.engine.optimizer.optimizer.param_groups:
             group["lr"] = learning_rate
+        sums = pending.sums
         for n in range(self.config.inner_updates):
-            sums = pending.sums if n == 0 else self._accumulate(pending)
+            if n > 0:
+                with linear_is(self.linear):
+                    sums = self._accumulate(pending)
             self.engine.step()
             norm = float(self.engine.get_global_grad_norm())
             if not math.isfinite(norm):        # then DeepSpeed has left the weights as they were

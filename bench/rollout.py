@@ -25,7 +25,8 @@ def count(rows, eos):
 
 
 def ours(lm, prompts, args, n):
-    groups = lms.sample(lm, prompts, args.samples, (n,), 1.0, args.most, len(prompts) * args.samples)
+    groups = lms.sample(lm, prompts, args.samples, (n,), 1.0, args.most,
+                        len(prompts) * args.samples)
     return [rollout.ids for group in groups for rollout in group]
 
 

@@ -6,8 +6,14 @@ A step is sampling, rewards, log-probs, backward, optimizer, and for ours also t
 weights to the sampler (TRL samples from the weights that it trains). Settings are equal: prompts,
 group size, most tokens, loss, learning rate, clipping, and our rewards for both. Micro-batches are
 cut by tokens here and by completions there.
+
+Each has a process of its own, since DeepSpeed slows down whatever shares one with it, and they take
+their steps in turns.
 """
+import argparse
 import json
+import os
+import subprocess
 import sys
 import time
 import warnings
@@ -25,14 +31,16 @@ import solver
 import tiny
 
 RATE, MOST, GROUP = 1e-5, 128, 8
+# As selfplay.py sets them before it loads torch.
+WAITING = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000"}
 
 
 def reward(text, answer):
     return sum(solver.reward(text, answer).values())
 
 
-def our_step(args, tasks):
-    """function of the round's number that does one of our steps and returns its seconds."""
+def our_steps(args, tasks):
+    """Do one step for each line that comes in; say how many seconds it took."""
     device = grpo.init_distributed()
     tokenizer = lms.load_tokenizer(tiny.PATH)
     lm = lms.load(tiny.PATH, tokenizer, device=device)
@@ -51,21 +59,33 @@ def our_step(args, tasks):
         trainer.update(trainer.backward(groups, torch.tensor(rewards)), RATE)
         trainer.copy_to(lm.model)
 
-    return lambda n: common.seconds(step, n)[0]
+    for n in range(args.rounds + 1):
+        input()
+        say(common.seconds(step, n)[0])
+    lms.leave_group()
+
+
+def trl_steps(args, tasks):
+    """The same with TRL."""
+    trainer = trl_trainer(args, tasks)
+    trainer.add_callback(Turns())
+    trainer.train()
+
+
+def say(seconds):
+    """One line for the parent among whatever else is printed."""
+    print(f"\nseconds {seconds}", flush=True)
 
 
 class Turns(TrainerCallback):
-    """Times TRL's steps, and lets ours have its turn after each."""
-
-    def __init__(self, ours):
-        self.ours, self.seconds = ours, {"ours": [], "TRL": []}
+    """Makes TRL wait for its turn, and times its step."""
 
     def on_step_begin(self, args, state, control, **kwargs):
+        input()
         self.started = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.seconds["TRL"].append(time.perf_counter() - self.started)
-        self.seconds["ours"].append(self.ours(state.global_step))
+        say(time.perf_counter() - self.started)
 
 
 def trl_rewards(completions, answer, **kwargs):
@@ -85,12 +105,31 @@ def trl_trainer(args, tasks):
         output_dir="runs/bench_trl", per_device_train_batch_size=args.micro_batch,
         gradient_accumulation_steps=len(tasks) * GROUP // args.micro_batch, num_generations=GROUP,
         max_completion_length=MOST, learning_rate=RATE, lr_scheduler_type="constant",
-        temperature=1.0, top_p=1.0, top_k=0, beta=0.0, epsilon=0.2, loss_type="grpo", scale_rewards="group",
+        temperature=1.0, top_p=1.0, top_k=0, beta=0.0, epsilon=0.2, loss_type="grpo",
+        scale_rewards="group",
         max_grad_norm=1.0, weight_decay=0.0, optim="adamw_torch", gradient_checkpointing=False,
         bf16=False, use_cpu=not torch.cuda.is_available(), max_steps=args.rounds + 1,
         save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=10**6)
     return GRPOTrainer(model=model, reward_funcs=trl_rewards, args=config, train_dataset=rows,
                        processing_class=tokenizer)
+
+
+def start(name, environment):
+    """A process that does `name`'s steps, as a function of the round that does the next one and
+    returns its seconds."""
+    worker = subprocess.Popen([sys.executable, *sys.argv, "--worker", name], text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              env=os.environ | environment)
+
+    def step(n):
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+        for line in worker.stdout:
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        raise SystemExit(f"{name} ended early")
+
+    return step
 
 
 def main():
@@ -100,15 +139,14 @@ def main():
                         help="completions per forward pass of TRL")
     parser.add_argument("--micro_tokens", type=int, default=8192,
                         help="tokens per forward pass of ours")
+    parser.add_argument("--worker", choices=("ours", "TRL"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    tasks = tiny.heldout(args.prompts)
-    trainer = trl_trainer(args, tasks)      # first: it must not find our process group
-    turns = Turns(our_step(args, tasks))
-    trainer.add_callback(turns)
-    trainer.train()
-    lms.leave_group()
-    results = {name: values[1:] for name, values in turns.seconds.items()}      # the first warms up
+    if args.worker:
+        work = {"ours": our_steps, "TRL": trl_steps}[args.worker]
+        return work(args, tiny.heldout(args.prompts))
+    results = common.take_turns({"ours": start("ours", WAITING), "TRL": start("TRL", {})},
+                                args.rounds)
     settings = vars(args) | {"group_size": GROUP, "max_completion": MOST, "dtype": "fp32",
                              "threads": torch.get_num_threads()}
     common.report(results, "seconds", settings, args.json, more_is_better=False)

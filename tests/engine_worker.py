@@ -25,6 +25,7 @@ def main():
     groups = lms.sample(lm, prompts, 4, (0,), 1.0, 40, rows=4)
     reward_PG = torch.tensor([[0.0, 1.0, 2.0, 0.5], [1.0, 1.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
     results = {"ids": [[rollout.ids for rollout in group] for group in groups]}
+    plain = torch.nn.functional.linear
     for dtype in ("fp32", "bf16"):
         for micro_tokens in (10_000, 500):      # whole; a few completions each
             config = SimpleNamespace(learning_rate=1e-3, dtype=dtype, max_grad_norm=1e9,
@@ -32,9 +33,14 @@ def main():
                                      gradient_checkpointing=False, deepspeed="",
                                      assert_invariants=False)
             trainer = grpo.Trainer(lms.build(tiny.PATH), config)
+            assert torch.nn.functional.linear is plain and trainer.linear is not plain
+            calls, theirs = [], trainer.linear
+            trainer.linear = lambda *args: calls.append(args) or theirs(*args)
             trainer.load(lms.read_weights(tiny.PATH))
             before = trainer.weights()
             metrics = trainer.update(trainer.backward(groups, reward_PG), 1e-3)
+            assert calls, "the engine computed without DeepSpeed's F.linear"
+            trainer.linear = theirs
             gradient = {  # 10 = 1 / (1 - beta1)
                 name: safe_get_full_optimizer_state(p, "exp_avg").cpu() * 10
                 for name, p in trainer.parameters()}
@@ -46,6 +52,7 @@ def main():
             trainer.load(lms.read_weights(tiny.PATH))
             again = trainer.update(trainer.backward(groups, reward_PG), 1e-3)
             results[dtype, micro_tokens]["again"] = again
+    assert torch.nn.functional.linear is plain
     if lms.rank_and_world()[0] == 0:
         torch.save(results, sys.argv[1])
     lms.leave_group()
