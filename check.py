@@ -7,9 +7,11 @@ invariants hold?
 
 The forecast adds up tensors that are there at the same time:
 
-    always       parameters, masters, Adam, gradients (each a shard), sampling copy, frozen opponent
+    always       parameters, masters, Adam, gradients (each a shard), the bucket that gradients are
+                 reduced in, sampling copy, frozen opponent
     sampling     KV cache of the rows that are decoded together
     training     gathered parameters, activations and logits of a micro-batch
+    update       what Adam computes on the way, for one sub-group of the masters
 """
 import os
 import shutil
@@ -19,9 +21,9 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config
 
 import curriculum
+import grpo
 import model as lms
 import tiny
-from grpo import group_advantages
 from run import Refused
 
 GIB = 2**30
@@ -54,7 +56,7 @@ def forecast(shape, config, world):
         world: number of GPUs.
 
     Returns:
-        {part: bytes}; "peak" is what must fit: the constant parts and the larger of the two phases.
+        {part: bytes}; "peak" is what must fit: the constant parts and the largest of the phases.
     """
     N, two = count_parameters(shape), 2 if config.dtype == "bf16" else 4
     T = config.max_prompt + config.max_completion
@@ -64,15 +66,20 @@ def forecast(shape, config, world):
     inside_layer = tokens * two * (12 * shape.hidden_size + 4 * shape.intermediate_size)
     kept = tokens * two * shape.hidden_size * shape.num_hidden_layers
     always = {"parameters": two * N / world, "fp32 masters": 4 * N / world, "Adam": 8 * N / world,
-              "gradients": 4 * N / world, "sampling copy": two * N, "frozen opponent": two * N}
+              "gradients": 4 * N / world, "bucket": 4 * grpo.REDUCE_BUCKET,
+              "sampling copy": two * N, "frozen opponent": two * N}
     sampling = {"KV cache": config.sample_rows * kv_row}
     training = {
         "gathered": two * min(N, LIVE_PARAMETERS),
         "activations": (kept + inside_layer if config.gradient_checkpointing
                         else inside_layer * shape.num_hidden_layers),
         "logits": 4 * 3 * min(lms.LOGITS_AT_ONCE, tokens * shape.vocab_size)}
-    peak = sum(always.values()) + max(sum(sampling.values()), sum(training.values()))
-    return always | sampling | training | {"peak": peak}
+    # A sub-group is full once it is over its size, and the embedding is the largest to go over it.
+    group = min(N, grpo.SUB_GROUP * world + shape.vocab_size * shape.hidden_size) / world
+    update = {"Adam's step": 3 * 4 * group}
+    peak = sum(always.values()) + max(sum(phase.values())
+                                      for phase in (sampling, training, update))
+    return always | sampling | training | update | {"peak": peak}
 
 
 def disk_bytes(parameters, iterations):
@@ -147,7 +154,7 @@ def model_lines(config, shape, tokenizer):
 
 def check_step(config, groups, reward_PG, eos, metrics):
     """AssertionError unless a step's samples, advantages and log-probs are what GRPO assumes."""
-    sums = group_advantages(reward_PG).sum(1).abs()
+    sums = grpo.group_advantages(reward_PG).sum(1).abs()
     assert sums.max() < 1e-3, f"the advantages of a group sum to {sums.max():.5f}, not to 0"
     for rollout in (rollout for group in groups for rollout in group):
         ends = [n for n, token in enumerate(rollout.ids) if token in eos]

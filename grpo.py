@@ -7,7 +7,7 @@ One step with 3 prompts, G = 2, on 2 ranks, in micro-batches of whole groups:
 
     prompt      0 0   1 1   2 2          advantages: (P, G), on every rank alike
     rank 0      0 0         2 2          whole groups are dealt, then sorted by length
-    rank 1            1 1         -      a short rank repeats a row with weight 0: ranks stay in step
+    rank 1            1 1         -      a short rank repeats a row with weight 0: all stay in step
 
 A micro-batch reads a prompt once for all completions of it that it holds (`model.pack`).
 
@@ -125,6 +125,10 @@ def init_distributed(timeout=30):
     return torch.device("cpu")
 
 
+REDUCE_BUCKET = 5 * 10**7      # gradients that are reduced together, elements
+SUB_GROUP = 10**8              # masters of a rank that the optimizer updates at a time
+
+
 def our_config(config):
     """What the step relies on, each key with its reason.
 
@@ -148,6 +152,10 @@ def our_config(config):
             # write to.
             "stage3_param_persistence_threshold": 0,
             "overlap_comm": False,
+            # DeepSpeed's own sizes are ten times these, and cost gigabytes: a bucket in fp32 on
+            # every GPU, and in a step as much again as the masters, three times.
+            "reduce_bucket_size": REDUCE_BUCKET,
+            "sub_group_size": SUB_GROUP,
         },
         "optimizer": {"type": "AdamW", "params": {
             "lr": config.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0,
@@ -197,8 +205,8 @@ def read_user_config(config):
 
 
 def engine_config(config):
-    """The DeepSpeed configuration: the user's, with ours laid over it."""
-    return merge(read_user_config(config), our_config(config))
+    """The DeepSpeed configuration: ours, with what the user may set laid over it."""
+    return merge(our_config(config), read_user_config(config))
 
 
 def merge(under, over):
@@ -285,8 +293,8 @@ class Trainer:
         model.train()
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        # DeepSpeed replaces F.linear for the whole process. The engine needs its version, which lets
-        # go of gathered weights; the sampler, which holds whole weights, only loses time by it.
+        # DeepSpeed replaces F.linear for the whole process. The engine needs its version, which
+        # lets go of gathered weights; the sampler, which holds whole ones, only loses time by it.
         plain = F.linear
         self.engine = deepspeed.initialize(model=Policy(model), model_parameters=model.parameters(),
                                            config=engine_config(config))[0]

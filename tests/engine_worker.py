@@ -15,6 +15,24 @@ import solver
 import tiny
 
 
+def in_many_groups(groups, reward_PG, file):
+    """Weights after the step of ("fp32", 10_000), with the masters in many groups and buckets; then
+    the same from a saved state."""
+    with open(file, "w") as out:
+        out.write('{"zero_optimization": {"sub_group_size": 50000, "reduce_bucket_size": 20000}}')
+    config = SimpleNamespace(learning_rate=1e-3, dtype="fp32", max_grad_norm=1e9, epsilon=0.2,
+                             micro_tokens=10_000, inner_updates=1, gradient_checkpointing=False,
+                             deepspeed=file, assert_invariants=False)
+    trainer = grpo.Trainer(lms.build(tiny.PATH), config)
+    trainer.load(lms.read_weights(tiny.PATH))
+    trainer.update(trainer.backward(groups, reward_PG), 1e-3)
+    state, after = trainer.state(), trainer.weights()
+    assert sum(name.endswith(".master") for name in state) > 3
+    trainer.update(trainer.backward(groups, reward_PG), 1e-3)
+    trainer.restore(state)
+    return after, trainer.weights()
+
+
 def main():
     grpo.init_distributed()
     tokenizer = lms.load_tokenizer(tiny.PATH)
@@ -52,6 +70,8 @@ def main():
             trainer.load(lms.read_weights(tiny.PATH))
             again = trainer.update(trainer.backward(groups, reward_PG), 1e-3)
             results[dtype, micro_tokens]["again"] = again
+    settings = f"{sys.argv[1]}{lms.rank_and_world()[0]}.json"
+    results["many"] = in_many_groups(groups, reward_PG, settings)
     assert torch.nn.functional.linear is plain
     if lms.rank_and_world()[0] == 0:
         torch.save(results, sys.argv[1])

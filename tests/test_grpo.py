@@ -110,6 +110,15 @@ def test_gradient_does_not_depend_on_micro_batches_or_ranks(one, two, dtype, lim
     assert gap(two[dtype, PARTS]["gradient"], whole) < limit
 
 
+def test_a_step_in_many_groups_is_the_same_and_can_be_restored(one, two):
+    """The engine cuts masters and gradients of a large model, where the tiny one's are whole."""
+    for results in (one, two):
+        after, restored = results["many"]
+        for name, weight in results["fp32", WHOLE]["after"].items():
+            torch.testing.assert_close(after[name], weight, rtol=0, atol=2e-5)
+            assert torch.equal(restored[name], after[name])
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_masters_start_at_the_file_and_move(one, two, dtype):
     file = load_file(tiny.PATH / "model.safetensors")
