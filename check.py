@@ -27,7 +27,7 @@ import tiny
 from run import Refused
 
 GIB = 2**30
-LIVE_PARAMETERS = 10**9      # DeepSpeed's stage3_max_live_parameters: gathered at the same time
+LIVE_PARAMETERS = 10**9      # DeepSpeed's own stage3_max_live_parameters: gathered at a time
 QWEN = {  # hidden_size, intermediate_size, layers, heads, key-value heads
     "0.5B": (896, 4864, 24, 14, 2), "1.5B": (1536, 8960, 28, 12, 2), "3B": (2048, 11008, 36, 16, 2),
 }
@@ -59,6 +59,7 @@ def forecast(shape, config, world):
         {part: bytes}; "peak" is what must fit: the constant parts and the largest of the phases.
     """
     N, two = count_parameters(shape), 2 if config.dtype == "bf16" else 4
+    zero = grpo.engine_config(config)["zero_optimization"]
     T = config.max_prompt + config.max_completion
     head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     kv_row = 2 * two * shape.num_hidden_layers * shape.num_key_value_heads * head * T
@@ -66,16 +67,16 @@ def forecast(shape, config, world):
     inside_layer = tokens * two * (12 * shape.hidden_size + 4 * shape.intermediate_size)
     kept = tokens * two * shape.hidden_size * shape.num_hidden_layers
     always = {"parameters": two * N / world, "fp32 masters": 4 * N / world, "Adam": 8 * N / world,
-              "gradients": 4 * N / world, "bucket": 4 * grpo.REDUCE_BUCKET,
+              "gradients": 4 * N / world, "bucket": 4 * zero["reduce_bucket_size"],
               "sampling copy": two * N, "frozen opponent": two * N}
     sampling = {"KV cache": config.sample_rows * kv_row}
     training = {
-        "gathered": two * min(N, LIVE_PARAMETERS),
+        "gathered": two * min(N, zero.get("stage3_max_live_parameters", LIVE_PARAMETERS)),
         "activations": (kept + inside_layer if config.gradient_checkpointing
                         else inside_layer * shape.num_hidden_layers),
         "logits": 4 * 3 * min(lms.LOGITS_AT_ONCE, tokens * shape.vocab_size)}
     # A sub-group is full once it is over its size, and the embedding is the largest to go over it.
-    group = min(N, grpo.SUB_GROUP * world + shape.vocab_size * shape.hidden_size) / world
+    group = min(N, zero["sub_group_size"] * world + shape.vocab_size * shape.hidden_size) / world
     update = {"Adam's step": 3 * 4 * group}
     peak = sum(always.values()) + max(sum(phase.values())
                                       for phase in (sampling, training, update))

@@ -125,10 +125,6 @@ def init_distributed(timeout=30):
     return torch.device("cpu")
 
 
-REDUCE_BUCKET = 5 * 10**7      # gradients that are reduced together, elements
-SUB_GROUP = 10**8              # masters of a rank that the optimizer updates at a time
-
-
 def our_config(config):
     """What the step relies on, each key with its reason.
 
@@ -154,8 +150,8 @@ def our_config(config):
             "overlap_comm": False,
             # DeepSpeed's own sizes are ten times these, and cost gigabytes: a bucket in fp32 on
             # every GPU, and in a step as much again as the masters, three times.
-            "reduce_bucket_size": REDUCE_BUCKET,
-            "sub_group_size": SUB_GROUP,
+            "reduce_bucket_size": 5 * 10**7,      # gradients that are reduced together, elements
+            "sub_group_size": 10**8,              # masters of a rank that are updated at a time
         },
         "optimizer": {"type": "AdamW", "params": {
             "lr": config.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0,
@@ -458,12 +454,12 @@ class Trainer:
         batches = self.micro_batches(groups, adv_PG)
         pending = Pending(batches, [None] * len(batches), temperature,
                           (adv_PG == 0).all(1).double().mean().item())
-        if self.config.inner_updates > 1:
-            # Old log-probs from the same batches: another batch shape would shift them by rounding.
-            with torch.no_grad(), linear_is(self.linear):
-                pending.old = [self._logprobs(parts, temperature, blocks)[0]
-                               for parts, _, _, blocks in batches]
         with linear_is(self.linear):
+            if self.config.inner_updates > 1:
+                # From the same batches: another batch shape would shift them by rounding.
+                with torch.no_grad():
+                    pending.old = [self._logprobs(parts, temperature, blocks)[0]
+                                   for parts, _, _, blocks in batches]
             pending.sums = self._accumulate(pending)
         return pending
 

@@ -303,10 +303,10 @@ def rank_and_world():
 
 
 def leave_group():
-    """Leave the process group, if there is one: before the process ends, on every way out.
+    """Leave the process group, if there is one, before the process ends as it should.
 
     gloo's threads that still hold tensors while Python is torn down abort the process, and a run
-    that has succeeded would end with an error.
+    that has succeeded would end with an error. Not after a crash: other ranks may hang then.
     """
     if dist.is_initialized():
         dist.destroy_process_group()

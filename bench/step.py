@@ -12,7 +12,6 @@ their steps in turns.
 """
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -27,12 +26,11 @@ from trl import GRPOConfig, GRPOTrainer
 import common
 import grpo
 import model as lms
+import selfplay      # noqa: F401  sets how OpenMP threads wait, which both workers inherit
 import solver
 import tiny
 
 RATE, MOST, GROUP = 1e-5, 128, 8
-# As selfplay.py sets them before it loads torch.
-WAITING = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000"}
 
 
 def reward(text, answer):
@@ -114,12 +112,11 @@ def trl_trainer(args, tasks):
                        processing_class=tokenizer)
 
 
-def start(name, environment):
+def start(name):
     """A process that does `name`'s steps, as a function of the round that does the next one and
     returns its seconds."""
     worker = subprocess.Popen([sys.executable, *sys.argv, "--worker", name], text=True,
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                              env=os.environ | environment)
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def step(n):
         worker.stdin.write("go\n")
@@ -145,8 +142,7 @@ def main():
     if args.worker:
         work = {"ours": our_steps, "TRL": trl_steps}[args.worker]
         return work(args, tiny.heldout(args.prompts))
-    results = common.take_turns({"ours": start("ours", WAITING), "TRL": start("TRL", {})},
-                                args.rounds)
+    results = common.take_turns({name: start(name) for name in ("ours", "TRL")}, args.rounds)
     settings = vars(args) | {"group_size": GROUP, "max_completion": MOST, "dtype": "fp32",
                              "threads": torch.get_num_threads()}
     common.report(results, "seconds", settings, args.json, more_is_better=False)

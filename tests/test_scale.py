@@ -134,6 +134,15 @@ def test_the_forecast_adds_up_and_shrinks_with_ranks():
         one["KV cache"], one["gathered"] + one["activations"] + one["logits"], one["Adam's step"])
 
 
+def test_the_forecast_takes_the_users_sizes(tmp_path):
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"reduce_bucket_size": 1000000, '
+                                      '"sub_group_size": 2000000}}')
+    shape, config = check.qwen_shape("0.5B"), Config(deepspeed=str(tmp_path / "ds.json"))
+    found = check.forecast(shape, config, 1)
+    assert found["bucket"] == 4 * 10**6 and found["Adam's step"] == 12 * (
+        2 * 10**6 + shape.vocab_size * shape.hidden_size)
+
+
 def test_the_readme_has_todays_memory_table():
     assert check.readme_table(Config()) in (ROOT / "README.md").read_text()
 

@@ -106,6 +106,12 @@ def test_a_finished_run_prints_its_summary_and_other_settings_are_refused(small_
     assert code == 2 and "--seed was 0 and is 7" in output and "--iterations" not in output
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what libgomp reads")
+def test_openmp_learns_how_to_wait_before_it_is_loaded():
+    output = call(sys.executable, "selfplay.py", "--explain", variables={"OMP_DISPLAY_ENV": "TRUE"})
+    assert "OMP_WAIT_POLICY = 'ACTIVE'" in output
+
+
 @pytest.mark.parametrize("refused", [False, True])
 def test_the_process_group_is_left_before_python_ends(refused, small_run, tmp_path):
     """gloo's threads abort about one process in ten that still has a group at that point."""
