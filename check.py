@@ -24,7 +24,7 @@ import curriculum
 import grpo
 import model as lms
 import tiny
-from run import Refused
+from cli import Refused
 
 GIB = 2**30
 LIVE_PARAMETERS = 10**9      # DeepSpeed's own stage3_max_live_parameters: gathered at a time

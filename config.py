@@ -7,9 +7,7 @@ import argparse
 import dataclasses
 import inspect
 import json
-import os
 import re
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +15,8 @@ from pathlib import Path
 import generator
 import grpo
 import tiny
-from run import Refused, read_json, read_user_json
+from cli import Parser, Refused, boolean, refuse
+from disk import read_json
 from verify import normalise_tool, tool_problem
 
 MOST_WEIGHT = 1e9      # of a domain: sums of weights stay exact enough
@@ -87,7 +86,7 @@ class Config:
         """{domain: weight}. ValueError says what is wrong with the user's file."""
         if self.domains in DOMAIN_SETS:
             return {generator.OWN_DOMAIN: 1.0} if self.tools else DOMAIN_SETS[self.domains]
-        weights = read_user_json(self.domains)
+        weights = read_json(self.domains)
         if not isinstance(weights, dict) or not any(weights.values()) or not all(
                 type(weight) in (int, float) and 0 <= weight <= MOST_WEIGHT
                 for weight in weights.values()):
@@ -101,7 +100,7 @@ class Config:
         ValueError names a bad one."""
         if not self.tools:
             return None
-        rows = read_user_json(self.tools)
+        rows = read_json(self.tools)
         if not isinstance(rows, list) or not rows:
             raise ValueError(f"{self.tools} must hold a JSON list of tools")
         tools = [normalise_tool(row) for row in rows]
@@ -133,37 +132,15 @@ CHANGEABLE = {"run_dir", "iterations", "save_every", "collective_timeout", "asse
 # Command line
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Errors are one line and exit code 2."""
-
-    def error(self, message):
-        refuse(message)
-
-
-def refuse(message, code=2):
-    """End with one line, said once on each machine."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"selfplay.py: {message}", file=sys.stderr)
-    sys.exit(code)
-
-
-def boolean(text):
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() == "true"
-
-
 def parse(argv):
     """(Config, action) from the command line:
     the preset, with the flags that were given over it."""
-    parser = OneLineParser(description="Tool-R0: self-play from zero task data.",
-                           allow_abbrev=False)
+    parser = Parser(description="Tool-R0: self-play from zero task data.")
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
     parser.add_argument("--check", dest="action", action="store_const", const="check",
                         help="print what the run will need and what there is, and exit")
     parser.add_argument("--explain", dest="action", action="store_const", const="explain",
                         help="print every setting with its source, and exit")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)     # the launcher passes it
     for field in dataclasses.fields(Config):
         if field.name != "preset":
             switch = (dict(type=boolean, nargs="?", const=True) if field.type is bool

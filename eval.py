@@ -13,7 +13,6 @@
 Prompt, reader and sampler are those of training. Loaders are in benchmarks.py, verdicts and
 statistics in score.py, what is printed and written in results.py.
 """
-import argparse
 import json
 import os
 import sys
@@ -28,6 +27,7 @@ import results
 import score
 import solver
 import tiny
+from cli import Parser, Refused, checked, positive, refuse
 from verify import Task, last_block
 
 DATA = Path("data")      # where --data points unless it is given
@@ -115,7 +115,7 @@ def evaluate(args):
         checked(lambda: args.out.mkdir(parents=True, exist_ok=True))
     lm = checked(load_model, args.model, join_ranks())
     if lm.model.config.max_position_embeddings <= args.max_completion:
-        refuse(f"--max_completion {args.max_completion} leaves no room for a prompt: the model has "
+        raise Refused(f"--max_completion {args.max_completion} leaves no room for a prompt: the model has "
                f"{lm.model.config.max_position_embeddings} positions")
     out, verdicts = args.out if lms.rank_and_world()[0] == 0 else None, {}
     if out:
@@ -156,7 +156,7 @@ def score_again(args):
             answers = checked(results.stored_answers, args.score, name, rows)
             verdicts[name] = conclude(name, rows, *answers)
     if not verdicts:
-        refuse(f"{args.score} holds no <set>.jsonl: give a directory that --out has written")
+        raise Refused(f"{args.score} holds no <set>.jsonl: give a directory that --out has written")
     say("", *results.summary_lines(verdicts))
 
 
@@ -232,37 +232,8 @@ def say(*lines):
         print(*lines, sep="\n", flush=True)
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Errors are one line and exit code 2."""
-
-    def error(self, message):
-        refuse(message)
-
-
-def checked(work, *args):
-    """work(*args), where an error speaks of the user's input."""
-    try:
-        return work(*args)
-    except (ValueError, OSError) as error:
-        refuse(error)
-
-
-def refuse(message):
-    if os.environ.get("RANK", "0") == "0":
-        print(f"eval.py: {message}", file=sys.stderr)
-    lms.leave_group()
-    sys.exit(2)
-
-
-def positive(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 def parse(argv):
-    parser = OneLineParser(description=__doc__, allow_abbrev=False,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", default="tiny", help="directory, hub name, or tiny")
     parser.add_argument("--benchmarks", default=["tiny"], type=lambda text: text.split(","),
                         help=f"comma-separated: {', '.join(benchmarks.BENCHMARKS)}")
@@ -280,18 +251,21 @@ def parse(argv):
     parser.add_argument("--cross_play", type=Path, metavar="RUN", help="writes RUN/cross_play.json")
     parser.add_argument("--ask", metavar="QUESTION", help="with --tools: answer this question")
     parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of tools")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)     # the launcher passes it
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse(argv)
-    if (args.ask is None) != (args.tools is None):
-        refuse("--ask and --tools go together")
     mode = (score_again if args.score else compare if args.compare else overlap if args.overlap
             else cross_play if args.cross_play else ask if args.ask is not None else evaluate)
-    mode(args)
-    lms.leave_group()
+    try:
+        if (args.ask is None) != (args.tools is None):
+            raise Refused("--ask and --tools go together")
+        mode(args)
+        lms.leave_group()
+    except Refused as problem:
+        lms.leave_group()
+        refuse(problem)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from deepspeed.utils import (safe_get_full_fp32_param, safe_get_local_fp32_param
 
 from model import (BadCheckpoint, NonFinite, logit_blocks, pack, rank_and_world,
                    token_logprobs)
-from run import read_user_json, write_tensors
+from disk import read_json, write_tensors
 
 logging.disable(logging.NOTSET)
 
@@ -186,7 +186,7 @@ def read_user_config(config):
     """
     if not config.deepspeed:
         return {}
-    user = read_user_json(config.deepspeed)
+    user = read_json(config.deepspeed)
     if not isinstance(user, dict):
         raise ValueError(f"{config.deepspeed} holds no JSON object")
     ours = leaves(our_config(config))

@@ -46,8 +46,9 @@ import model as lms
 import report
 import solver
 import tiny
-from config import explain, parse, record, refuse
-from run import Directory, Refused, Stopper, write_json
+from cli import Refused, refuse
+from config import explain, parse, record
+from disk import Directory, Stopper, write_json
 from score import error_class
 from verify import Task, signature
 

@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-import run as runs
+import disk as runs
 from conftest import ROOT, SMALL, call, kill_group, lines, start
 
 KEPT = ("metrics.jsonl", "samples.jsonl", "iter1/pool.jsonl", "iter1/curriculum.jsonl",

@@ -15,7 +15,7 @@ import generator
 import grpo
 from config import Config, directory_problem, parse, record
 from conftest import ROOT, SMALL, call, lines, start
-from run import write_json
+from disk import write_json
 from verify import canonical
 
 TOOLS = ROOT / "example_tools.json"

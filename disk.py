@@ -26,14 +26,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from cli import Refused
+
 LOGS = ("metrics.jsonl", "samples.jsonl", "timings.jsonl")
 PHASES = ("generator", "solver")      # those that train
 FRESH = {"finished": [], "step": None, "phase_sizes": {}, "wall_seconds": 0.0}
+MEND = ": put back a copy, or give another --run_dir"
 SAVE_SECONDS = 15          # the launcher gives its ranks 30 s to end
-
-
-class Refused(Exception):
-    """What the user has to mend, in one line."""
 
 
 def replace_file(path, text):
@@ -64,37 +63,38 @@ def write_tensors(path, tensors, metadata=None):
     os.replace(part, path)
 
 
-def read_user_json(path):
-    """Content of a user's JSON file; every fault is a ValueError that names the file."""
+def read_text(path):
+    """Text of a file, without a byte order mark. Refused if it cannot be read."""
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Refused(f"{path} cannot be read: {reason}") from None
 
 
-def read_json(path):
-    """Content of a JSON file. Refused if it is damaged."""
+def read_json(path, hint=""):
+    """Content of a JSON file. Refused if it cannot be read, with a hint of what to do."""
     try:
-        return json.loads(Path(path).read_text())
-    except ValueError as error:
-        raise Refused(f"{path} is damaged ({error}): put back a copy, or give another --run_dir"
-                      ) from None
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise Refused(f"{path} is not JSON: {error}{hint}") from None
 
 
-def read_lines(path):
-    """Rows of a .jsonl file. Refused, with the number of the line, if one is damaged."""
-    return parse_lines(path, Path(path).read_text(errors="replace"))
+def read_lines(path, hint=""):
+    """Rows of a .jsonl file; [] if it is not there. Refused, with the number of the line, if one
+    is damaged."""
+    return parse_lines(path, read_text(path), hint) if Path(path).exists() else []
 
 
-def parse_lines(path, text):
+def parse_lines(path, text, hint=""):
     """Rows in the text of a .jsonl file."""
     rows = []
-    for number, line in enumerate(text.rstrip("\n").split("\n") if text else [], 1):
+    for number, line in enumerate(text.split("\n"), 1):
         try:
-            rows.append(json.loads(line))
+            if line:
+                rows.append(json.loads(line))
         except ValueError:
-            raise Refused(f"{path} is damaged in line {number}: "
-                          "put back a copy, or give another --run_dir") from None
+            raise Refused(f"{path} is damaged in line {number}{hint}") from None
     return rows
 
 
@@ -169,7 +169,7 @@ class Directory:
         """Rank 0, once it has the lock: read state.json, and bring logs and left-overs back to what
         it says. Returns (state, what to tell the user or None)."""
         file = self.path / "state.json"
-        self.state = read_json(file) if file.exists() else self.state
+        self.state = read_json(file, MEND) if file.exists() else self.state
         if not is_sound(self.state):
             raise Refused(f"{file} is not what this version writes: give another --run_dir")
         step, told = self.state["step"], None
@@ -178,8 +178,7 @@ class Directory:
                     f"since it ran on {step['world']} ranks and now there are {self.world}")
             self.state["step"] = step = None
         if step and not all(self._shard(step, r).exists() for r in range(self.world)):
-            raise Refused(f"{self._folder(step)} is incomplete: "
-                          "put back a copy, or give another --run_dir")
+            raise Refused(f"{self._folder(step)} is incomplete{MEND}")
         sizes = step["sizes"] if step else self.state["phase_sizes"]
         for name in LOGS:
             self._check_log(self.path / name, sizes.get(name, 0))
@@ -204,9 +203,8 @@ class Directory:
         """Refused unless the first `size` bytes of a log are there, and are whole rows."""
         there = file.read_bytes()[:size] if file.exists() else b""
         if len(there) < size:
-            raise Refused(f"{file} has lost lines ({len(there)} of {size} bytes are left): "
-                          "put back a copy, or give another --run_dir")
-        parse_lines(file, there.decode(errors="replace"))
+            raise Refused(f"{file} has lost lines ({len(there)} of {size} bytes are left){MEND}")
+        parse_lines(file, there.decode(errors="replace"), MEND)
 
     # What is finished --------------------------------------------------------------------------
 
@@ -237,8 +235,7 @@ class Directory:
         try:
             return load_file(file)
         except SafetensorError as error:
-            raise Refused(f"{file} is damaged ({error}): "
-                          "put back a copy, or give another --run_dir") from None
+            raise Refused(f"{file} is damaged ({error}){MEND}") from None
 
     def save_step(self, i, phase, done, tensors, patience):
         """Make a finished training step the one that the run resumes from.
@@ -309,7 +306,7 @@ class Directory:
 
     def read_rows(self, name):
         """Rows of a .jsonl file; [] if it is not there."""
-        return read_lines(self.path / name) if (self.path / name).exists() else []
+        return read_lines(self.path / name, MEND)
 
     def kept_rows(self, name, size, total):
         """What an interrupted phase has written of a .part.jsonl file of `total` rows, cut to whole
