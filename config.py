@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 
 import generator
-import grpo
 import tiny
 from cli import Parser, Refused, boolean, refuse
 from disk import read_json
@@ -93,6 +92,11 @@ class Config:
             raise ValueError(f"{self.domains} must hold one JSON object {{domain: weight}}, "
                              "weights not negative and not all 0")
         return {domain: float(weight) for domain, weight in weights.items()}
+
+    @cached_property
+    def own_deepspeed(self):
+        """The user's DeepSpeed settings; engine.settings says whether they will do."""
+        return read_json(self.deepspeed) if self.deepspeed else {}
 
     @cached_property
     def own_tools(self):
@@ -176,7 +180,7 @@ def find_problem(config):
             return f"--{one} and --{other} exclude each other"
     for name, read in (("domains", lambda: config.domain_weights),
                        ("tools", lambda: config.own_tools),
-                       ("deepspeed", lambda: grpo.read_user_config(config))):
+                       ("deepspeed", lambda: config.own_deepspeed)):
         try:
             read()
         except ValueError as error:
@@ -188,7 +192,7 @@ def record(config):
     """What config.json holds of the settings: the flags, and the content of the files they name."""
     return {"config": dataclasses.asdict(config),
             "files": {"domains": config.domain_weights, "tools": config.own_tools,
-                      "deepspeed": grpo.read_user_config(config)}}
+                      "deepspeed": config.own_deepspeed}}
 
 
 def directory_problem(config):

@@ -92,8 +92,8 @@ def progress(what, total):
 def join_ranks():
     """Device of this process; under the launcher it joins the ranks' group first."""
     if "RANK" in os.environ:
-        import grpo                 # DeepSpeed takes seconds to start: only where there are ranks
-        return grpo.init_distributed()
+        import engine               # DeepSpeed takes seconds to start: only where there are ranks
+        return engine.init_distributed()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

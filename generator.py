@@ -88,6 +88,12 @@ def prompt(spec):
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": request}]
 
 
+def longest_prompt(tools=None):
+    """The messages of the longest prompt there can be; with the user's tools, of their longest."""
+    menu = tools and sorted(tools, key=lambda tool: len(str(tool)))[-MOST_TOOLS:]
+    return prompt(Spec(OWN_DOMAIN, "multi_turn", MOST_TOOLS, 1, menu))
+
+
 class Draft(NamedTuple):
     """A Generator completion as read: what is missing or does not parse is None."""
 
