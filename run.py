@@ -230,7 +230,9 @@ class Run:
             self.engine.check_copy(self.actor.model)
         self.engine.write_events(self.phase, (self.iteration - 1) * self.total + self.step, metrics)
         self.reward = metrics["reward"]
-        self.warn(reward_PG, metrics)
+        for kind, sentence in step_problems(reward_PG, metrics).items():
+            self.say_once(kind, f"iteration {self.iteration} {self.phase} step {self.step}: "
+                          + sentence)
 
     def save_step(self, patience):
         """Make the last finished step the one that the run resumes from; False if a rank's part
@@ -281,21 +283,6 @@ class Run:
         """Write a .jsonl file of this iteration."""
         self.files.write_rows(f"iter{self.iteration}/{name}", rows)
 
-    def warn(self, reward_PG, metrics):
-        """Say in words, once a phase, when a step taught nothing or the Generator collapses.
-        The run goes on."""
-        where = f"iteration {self.iteration} {self.phase} step {self.step}"
-        if metrics["dead_groups"] == 1:
-            values = Counter(round(row[0].item(), 3) for row in reward_PG)
-            self.say_once("dead", f"{where}: every group is dead, nothing was learned: " + ", ".join(
-                f"{count} of {len(reward_PG)} groups have only the reward {value}"
-                for value, count in values.most_common()))
-        distinct = metrics.get("distinct_questions", 1)
-        if distinct < COLLAPSED:
-            self.say_once("collapse", f"{where}: only {100 * distinct:.0f} % of the "
-                          f"{reward_PG.numel()} questions differ: the Generator is collapsing, see "
-                          "samples.jsonl")
-
     def say_once(self, what, line):
         """Say a line the first time in a phase that there is something of its kind to say."""
         if (self.iteration, self.phase, what) not in self.said:
@@ -316,6 +303,20 @@ class Run:
         speed = self.tokens / (time.time() - self.bar_started)
         bar.set_postfix(shown | {"tok/s": f"{speed:.0f}"}, refresh=False)
         bar.update(count)
+
+
+def step_problems(reward_PG, metrics):
+    """{kind: sentence} where a step taught nothing, or the Generator collapses. The run goes on."""
+    found, distinct = {}, metrics.get("distinct_questions", 1)
+    if metrics["dead_groups"] == 1:
+        values = Counter(round(row[0].item(), 3) for row in reward_PG)
+        found["dead"] = "every group is dead, nothing was learned: " + ", ".join(
+            f"{count} of {len(reward_PG)} groups have only the reward {value}"
+            for value, count in values.most_common())
+    if distinct < COLLAPSED:
+        found["collapse"] = (f"only {100 * distinct:.0f} % of the {reward_PG.numel()} questions "
+                             "differ: the Generator is collapsing, see samples.jsonl")
+    return found
 
 
 def return_memory():
