@@ -80,6 +80,12 @@ def read_lines(path, hint=""):
     return parse_lines(path, read_text(path), hint) if Path(path).exists() else []
 
 
+def read_log(path):
+    """As `read_lines`, of a log that a run may be adding to: a last line without its end is left
+    out."""
+    return parse_lines(path, read_text(path).rpartition("\n")[0]) if Path(path).exists() else []
+
+
 def parse_lines(path, text, hint=""):
     """Rows in the text of a .jsonl file."""
     rows = []
