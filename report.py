@@ -46,7 +46,7 @@ class Run:
 
     def metric(self, i, phase, name):
         """{step: value} of a metric in one phase."""
-        return {row["step"]: row[name] for row in self.metrics
+        return {row.get("step"): row[name] for row in self.metrics
                 if (row["iteration"], row["phase"]) == (i, phase) and name in row}
 
     def names(self, phase):
