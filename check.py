@@ -100,7 +100,7 @@ def host_bytes(parameters):
 def report(config):
     """Print what the run needs and what there is."""
     try:
-        tokenizer = lms.load_tokenizer(config.base)
+        tokenizer = lms.load_tokenizer(config.base, generator.TAGS)
         shape = lms.read_config(config.base)
         about = model_lines(config, shape, tokenizer)
     except ValueError as error:

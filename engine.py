@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 logging.disable(logging.WARNING)      # on import DeepSpeed announces what it found
@@ -41,12 +42,12 @@ def init_distributed(timeout=30):
     Args:
         timeout: minutes that a rank waits for the others in a collective.
     """
+    os.environ.setdefault("LOCAL_RANK", "0")      # some schedulers set the other four only
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1",
-                          MASTER_PORT=port)
+        os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     # On a CPU, a compiled kernel is kept for each of up to 1024 shapes: with packed rows, no two
     # steps have the same.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -54,7 +55,13 @@ def init_distributed(timeout=30):
     # The CPU backend would compile this op at start-up, and fail without a C++ compiler. It only
     # speeds up reductions between processes of one machine.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(timeout=timedelta(minutes=timeout))
+    try:
+        deepspeed.init_distributed(timeout=timedelta(minutes=timeout))
+    except dist.DistNetworkError as error:
+        raise Refused(f"rank {os.environ['RANK']} cannot meet the others at port "
+                      f"{os.environ['MASTER_PORT']} of {os.environ['MASTER_ADDR']} "
+                      f"({str(error).splitlines()[0][:150]}): if another run has the port, give "
+                      "the launcher another --master_port") from None
     local_rank, local_ranks = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_SIZE", 1))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
@@ -295,8 +302,8 @@ class Engine:
             lm.tokenizer.save_pretrained(part)
             shutil.rmtree(path, ignore_errors=True)     # from a phase that was cut off just after
             part.rename(path)
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
+        if dist.is_initialized():
+            dist.barrier()
 
     # A state to resume from --------------------------------------------------------------------
 

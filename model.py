@@ -19,7 +19,9 @@ import functools
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +31,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
 from huggingface_hub import HfApi, snapshot_download
-from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
@@ -57,7 +58,7 @@ class Rollout:
 
     prompt: list       # prompt ids
     ids: list          # completion ids, the EOS included
-    text: str          # decoded without special tokens
+    text: str          # decoded, behind a tag that the template has opened; without EOS
     finished: bool     # ended with EOS; False: cut at the token limit
     logps: list        # log-probability of each id under the sampler's distribution
 
@@ -78,9 +79,13 @@ class NonFinite(ArithmeticError):
 # Loading and prompts
 
 
-def load_tokenizer(path):
+def load_tokenizer(path, tags=()):
     """Tokenizer with a chat template, from a directory or a hub name. ValueError says what is
-    missing."""
+    missing, or why it cannot be used.
+
+    Args:
+        tags: names of the <tag>s that completions are read by.
+    """
     transformers.logging.set_verbosity_error()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **source(path))
@@ -89,11 +94,53 @@ def load_tokenizer(path):
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {path} has no chat template: use an instruction-tuned "
                          "model")
-    try:
-        chat_text(tokenizer, [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
-    except TemplateError as error:
-        raise ValueError(f"the chat template of {path} refuses a system message: {error}") from None
+    problem = template_problem(tokenizer)
+    if problem:
+        raise ValueError(f"the chat template of {path} {problem}")
+    for mark in [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]:
+        back = decode(tokenizer, tokenizer.encode(mark, add_special_tokens=False))
+        if back != mark:
+            raise ValueError(f"the tokenizer of {path} turns {mark} into {back!r}, so that no "
+                             "completion could be read")
     return tokenizer
+
+
+# Words that no template writes itself.
+TURNS = [{"role": "system", "content": "quartz lighthouse"},
+         {"role": "user", "content": "umber saxophone"},
+         {"role": "assistant", "content": "velvet meridian"}]
+
+
+def template_problem(tokenizer):
+    """Why a chat template does not bring a system message and a question to the model, or None."""
+    try:
+        text = chat_text(tokenizer, TURNS[:2])
+    except Exception as error:      # a template is code, and raises what it likes
+        return f"fails on a system message and a question: {one_line(error)}"
+    for turn in TURNS[:2]:
+        if turn["content"] not in text:
+            return f"leaves out what the {turn['role']} says: use a model whose template has it"
+    return None
+
+
+def turn_problem(tokenizer, eos):
+    """What to say where the token that ends the assistant's turn in the template would not end a
+    completion; else None."""
+    try:
+        text = chat_text(tokenizer, TURNS, add_generation_prompt=False)
+    except Exception:      # then it has no such turns
+        return None
+    ids = tokenizer.encode(text.rpartition(TURNS[2]["content"])[2], add_special_tokens=False)
+    if ids and ids[0] not in eos:
+        return (f"the chat template ends a turn with {decode(tokenizer, ids[:1])!r}, which is no "
+                "EOS of this model: completions may run to the token limit (eos_token_id in "
+                "generation_config.json is a list that may hold it)")
+    return None
+
+
+def one_line(error):
+    """What an exception says, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class BadCheckpoint(ValueError):
@@ -120,8 +167,7 @@ def _not_found(what, path, error):
     if not Path(path).exists() and not on_hub(str(path)):
         return (f"no {what} at {path}: there is no such directory, it is not in the cache of the "
                 "model hub, and the hub does not know it or cannot be reached")
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"no {what} to be read at '{path}': {reason}"
+    return f"no {what} to be read at '{path}': {one_line(error)}"
 
 
 def checkpoint_files(path):
@@ -252,23 +298,46 @@ def eos_ids(model, tokenizer):
     return tuple(sorted(found - {None}))
 
 
-def chat_text(tokenizer, messages):
-    """Chat messages and the opening of the assistant's turn, by the tokenizer's template."""
-    # Llama's template inserts today's date unless it is given one.
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
-                                         date_string="01 Jan 2026")
+def chat_text(tokenizer, messages, close=False, add_generation_prompt=True):
+    """Chat messages and the opening of the assistant's turn, by the tokenizer's template.
+
+    Args:
+        close: where that opens a tag (see `opened`), close it: the answer itself comes next.
+    """
+    # Some templates insert today's date; a prompt must not depend on the day.
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=add_generation_prompt,
+        date_string="01 Jan 2026", strftime_now=datetime(2026, 1, 1).strftime)
+    tag = opened(text).strip()
+    return text + f"\n</{tag[1:]}\n\n" if close and tag else text
 
 
-def encode_chat(tokenizer, messages):
-    """Token ids of chat messages and the opening of the assistant's turn."""
+def opened(text):
+    """The tag that a rendered chat leaves open for the answer, as those of reasoning models do, or
+    "". It belongs to what the model writes.
+
+    >>> opened("<|assistant|><think>\\n"), opened("<|assistant|><think></think>")
+    ('<think>\\n', '')
+    """
+    return re.search(r"(<(think|thinking|thought|reasoning)>\s*)?$", text)[0]
+
+
+def encode_chat(tokenizer, messages, close=False):
+    """Token ids of `chat_text`."""
     # Templates hold their own BOS.
-    return tokenizer.encode(chat_text(tokenizer, messages), add_special_tokens=False)
+    return tokenizer.encode(chat_text(tokenizer, messages, close), add_special_tokens=False)
+
+
+def decode(tokenizer, ids):
+    """Text of token ids, with its special tokens: in some tokenizers our tags are among them."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def choice_ids(tokenizer, messages, choices):
     """Ids of the answers `choices` right after the messages. ValueError unless each is one
     token."""
-    text, context, ids = chat_text(tokenizer, messages), encode_chat(tokenizer, messages), []
+    text, ids = chat_text(tokenizer, messages, close=True), []
+    context = tokenizer.encode(text, add_special_tokens=False)
     for choice in choices:
         longer = tokenizer.encode(text + choice, add_special_tokens=False)
         if longer[:-1] != context:
@@ -563,7 +632,9 @@ def sample_chunk(lm, prompts, keys, temperature, max_tokens):
 
 
 def _rollout(lm, prompt, ids, logps, count, finished):
-    text = lm.tokenizer.decode(ids[:count], skip_special_tokens=True)
+    unsaid = {*lm.eos, lm.tokenizer.bos_token_id, lm.tokenizer.pad_token_id}
+    said = [token for token in ids[:count] if token not in unsaid]
+    text = opened(decode(lm.tokenizer, prompt[-16:])) + decode(lm.tokenizer, said)
     return Rollout(prompt, ids[:count], text, finished, logps[:count])
 
 

@@ -370,7 +370,7 @@ def start(config, story):
 def read_model(config):
     """(tokenizer, ids of the judge's scores, shape of the model), once they are known to serve."""
     try:
-        tokenizer = lms.load_tokenizer(config.base)
+        tokenizer = lms.load_tokenizer(config.base, generator.TAGS)
         score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(tiny.heldout(1)[0]),
                                    curriculum.SCORES)
         shape = lms.read_config(config.base)
