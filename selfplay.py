@@ -46,11 +46,12 @@ import model as lms
 import report
 import solver
 import tiny
+from benchmarks.score import error_class
 from cli import Refused, refuse
 from config import explain, parse, record
+from curriculum import signature
 from disk import Directory, Stopper, write_json
-from score import error_class
-from verify import Task, signature
+from verify import Task
 
 SLICE = 16           # chunks of the sampler in a slice of a pool: what a kill loses, at most, and
                      # the most ranks that share it
@@ -102,7 +103,8 @@ def difficulty(config, p):
     """r_diff of a pass rate (None: no task), or None where the ablation leaves it out."""
     if config.no_difficulty:
         return None
-    return 0.0 if p is None else curriculum.band_pass(p, config.probes, config.rectangular_band)
+    band = "rectangular" if config.rectangular_band else "gaussian"
+    return 0.0 if p is None else curriculum.band_pass(p, config.probes, band)
 
 
 def semantic(config, score):
