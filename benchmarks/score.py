@@ -75,21 +75,11 @@ def calls_error(calls, gold, loosened=False):
         return "structural", "missing call" if len(calls) < len(gold) else "extra call"
     if Counter(call["name"] for call in calls) != Counter(call["name"] for call in gold):
         return "structural", "wrong name"
-    given, wanted = Counter(map(shape, calls)), Counter(map(shape, gold))
+    given, wanted = (Counter((call["name"], argument) for call in some
+                             for argument in call["arguments"]) for some in (calls, gold))
     if given == wanted:
         return "semantic", "wrong value"
-    given, wanted = list((given - wanted).elements()), list((wanted - given).elements())
-    for name, names in wanted:
-        nearest = max((s for s in given if s[0] == name), key=lambda s: len(s[1] & names))
-        given.remove(nearest)
-        if names - nearest[1]:
-            return "structural", "missing argument"
-    return "structural", "extra argument"
-
-
-def shape(call):
-    """(name, names of the arguments)."""
-    return call["name"], frozenset(call["arguments"])
+    return "structural", "extra argument" if given > wanted else "missing argument"
 
 
 class Verdict(NamedTuple):
