@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import curriculum
+from benchmarks.score import wilson
 from cli import Parser, Refused, refuse
 from disk import read_json, read_lines, read_log
-from score import wilson
 
 ROLES = {"generator": "Generator", "solver": "Solver"}
 SPENT = ("seconds", "sampling", "probing", "training", "sync")      # columns of timings.jsonl

@@ -27,10 +27,11 @@ import generator
 import model as lms
 import solver
 import tiny
+from benchmarks.score import error_class
 from cli import Refused, refuse
 from config import explain, parse
-from score import error_class
-from verify import Task, signature
+from curriculum import signature
+from verify import Task
 
 
 # ---------------------------------------------------------------------------------------------
@@ -196,7 +197,7 @@ def difficulty(config, p):
     """r_diff of a pass rate (None: no task), or None where the ablation leaves it out."""
     if config.no_difficulty:
         return None
-    return 0.0 if p is None else curriculum.band_pass(p, config.probes, config.rectangular_band)
+    return 0.0 if p is None else curriculum.band_pass(p, config.probes, config.band)
 
 
 def semantic(config, score):
