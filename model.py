@@ -105,6 +105,11 @@ def load_tokenizer(path, tags=()):
     return tokenizer
 
 
+# Some templates insert today's date. A prompt must not depend on the day.
+ONE_DAY = "{% macro strftime_now(form) %}{{ form" + "".join(
+    f'.replace("{code}", "{datetime(2026, 1, 1):{code}}")'
+    for code in ("%d", "%m", "%b", "%B", "%Y", "%y", "%j", "%a", "%A", "%H", "%I", "%M", "%S", "%p")
+) + " }}{% endmacro %}"
 # Words that no template writes itself.
 TURNS = [{"role": "system", "content": "quartz lighthouse"},
          {"role": "user", "content": "umber saxophone"},
@@ -341,10 +346,10 @@ def chat_text(tokenizer, messages, close=False, add_generation_prompt=True):
     Args:
         close: where that opens a tag (see `opened`), close it: the answer itself comes next.
     """
-    # Some templates insert today's date; a prompt must not depend on the day.
+    template = tokenizer.get_chat_template()
     text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=add_generation_prompt,
-        date_string="01 Jan 2026", strftime_now=datetime(2026, 1, 1).strftime)
+        messages, chat_template=ONE_DAY * ("strftime_now" in template) + template, tokenize=False,
+        add_generation_prompt=add_generation_prompt, date_string="01 Jan 2026")
     tag = opened(text).strip()
     return text + f"\n</{tag[1:]}\n\n" if close and tag else text
 
@@ -667,7 +672,7 @@ def sample_chunk(lm, prompts, keys, temperature, max_tokens):
     count_B = torch.where(finished_B, eos_BT.int().argmax(1) + 1, max_tokens)
     rows = zip(decoder.ids_BT.tolist(), decoder.logp_BT.tolist(), count_B.tolist(),
                finished_B.tolist())
-    groups = [[_rollout(lm, prompt, *next(rows)) for _ in group]
+    groups = [[make_rollout(lm, prompt, *next(rows)) for _ in group]
               for prompt, group in zip(prompts, keys)]
     bad = [rollout for group in groups for rollout in group
            if not all(map(math.isfinite, rollout.logps))]
@@ -676,7 +681,8 @@ def sample_chunk(lm, prompts, keys, temperature, max_tokens):
     return groups
 
 
-def _rollout(lm, prompt, ids, logps, count, finished):
+def make_rollout(lm, prompt, ids, logps, count, finished):
+    """The Rollout in the first `count` of the drawn ids."""
     unsaid = {*lm.eos, lm.tokenizer.bos_token_id, lm.tokenizer.pad_token_id}
     said = [token for token in ids[:count] if token not in unsaid]
     text = opened(decode(lm.tokenizer, prompt[-16:])) + decode(lm.tokenizer, said)
