@@ -28,6 +28,7 @@ from benchmarks import results, score
 from benchmarks.loaders import BENCHMARKS, LOADERS, curricula, load
 from cli import Parser, Refused, checked, positive, refuse
 from disk import read_json, write_json
+from generator import TAGS
 from verify import Task, last_block, read_menu
 
 DATA = Path("data")      # where --data points unless it is given
@@ -60,7 +61,7 @@ def encode(lm, task):
 
 def answer(lm, name, rows, args):
     """(texts, problems) for the rows of a set; a row with a problem has no text."""
-    room = min(lm.model.config.max_position_embeddings - args.max_completion,
+    room = min(lms.positions(lm.model.config) - args.max_completion,
                args.max_prompt or sys.maxsize)
     lengths = [len(encode(lm, row.task)) for row in rows]
     problems = ["broken row" if row.problem else "prompt too long" if length > room else None
@@ -86,7 +87,7 @@ def join_ranks():
 def load_model(path, device, dtype=torch.bfloat16):
     """LM from a directory, a hub name, or "tiny"."""
     path = tiny.PATH if path == "tiny" else path
-    return checked(lms.load, path, checked(lms.load_tokenizer, path), dtype, device)
+    return checked(lms.load, path, checked(lms.load_tokenizer, path, TAGS), dtype, device)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -99,7 +100,7 @@ def evaluate(args):
     if args.out:
         checked(lambda: args.out.mkdir(parents=True, exist_ok=True))
     lm = load_model(args.model, join_ranks())
-    positions = lm.model.config.max_position_embeddings
+    positions = lms.positions(lm.model.config)
     if positions <= args.max_completion:
         raise Refused(f"--max_completion {args.max_completion} leaves no room for a prompt: "
                       f"the model has {positions} positions")

@@ -208,6 +208,16 @@ def read_config(path):
         raise BadCheckpoint(_not_found("model", path, error)) from None
 
 
+def positions(shape):
+    """Longest text that a model of this configuration reads token by token as it reads a whole
+    one: some rescale every position once a text is longer than those of its first training."""
+    room = getattr(shape, "max_position_embeddings", math.inf)
+    rope = getattr(shape, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    return min([room, *(kind.get("original_max_position_embeddings") or room for kind in kinds
+                        if kind.get("rope_type") in ("dynamic", "longrope"))])
+
+
 def read_weights(path):
     """(name, CPU tensor) of a checkpoint, one at a time. BadCheckpoint names a damaged file.
 
@@ -256,16 +266,24 @@ def fill(model, weights):
 
 def build(path, dtype=torch.float32, device="cpu"):
     """The architecture of a checkpoint with random weights, made where it is to stay."""
-    folder, config = checkpoint_files(path)[0], read_config(path)
+    model, folder = from_config(read_config(path), dtype, device), checkpoint_files(path)[0]
+    if (folder / "generation_config.json").exists():
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise BadCheckpoint(_not_found("generation_config.json", path, error)) from None
+    return model
+
+
+def from_config(config, dtype=torch.float32, device="cpu"):
+    """A model of random weights, with attention as `shared_prompt_attention` has it."""
     try:
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype,
-                                                     attn_implementation="shared_prompt")
-        if (folder / "generation_config.json").exists():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+            return AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation="shared_prompt").eval()
     except Exception as error:      # an architecture raises what it likes about its attention
-        raise BadCheckpoint(_not_found("model", path, error)) from None
-    return model.eval()
+        raise BadCheckpoint(f"a model of type {config.model_type} cannot be built with our "
+                            f"attention: {one_line(error)}") from None
 
 
 def load(path, tokenizer, dtype=torch.float32, device="cpu"):
@@ -285,7 +303,7 @@ def model_problem(lm):
 
     The proof: a few tokens behind two prompts of unequal length, sampled and scored here, against
     the model's own forward pass in its own attention, each row alone. What only longer texts show
-    is read from the configuration, by `length_problem`.
+    is read from the configuration: see `positions`.
     """
     model, kind = lm.model, f"a {type(lm.model).__name__}"
     if model.base_model is model or not hasattr(model, "lm_head"):

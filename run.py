@@ -5,7 +5,6 @@ and logged about it.
 has it. Import this file before torch.
 """
 import ctypes
-import math
 import os
 import resource
 import select
@@ -74,8 +73,8 @@ class Run:
         self.config, self.files, self.tokenizer, self.score_ids = (
             config, files, tokenizer, score_ids)
         dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
+        self.actor = lms.load(config.base, tokenizer, dtype, device)      # and proved
         self.engine = engine.Engine(lms.build(config.base, dtype, device), config)
-        self.actor = lms.load(config.base, tokenizer, dtype, device)
         self.frozen = lms.load(config.base, tokenizer, dtype, device)
         self.iteration = self.phase = self.step = None
         self.total = 0                        # training steps of the phase
@@ -118,9 +117,9 @@ class Run:
         """The same for random.Random."""
         return " ".join(map(str, self.key(purpose)))
 
-    def encode(self, chat):
-        """Token ids of chat messages."""
-        return lms.encode_chat(self.tokenizer, chat)
+    def encode(self, chat, close=False):
+        """Token ids of chat messages, as for model.encode_chat."""
+        return lms.encode_chat(self.tokenizer, chat, close)
 
     def fits(self, chat):
         """Are the messages short enough to be a prompt?"""
@@ -359,8 +358,8 @@ def start(config, story):
             run = Run(config, files, tokenizer, score_ids, device)
         except lms.BadCheckpoint as error:
             raise Refused(f"--model {config.model}: {error}") from None
-        if told:
-            run.say(told)
+        for line in filter(None, (told, lms.turn_problem(tokenizer, run.actor.eos))):
+            run.say(line)
         with unharmed(run):
             story(run)
     if files.rank == 0:
@@ -379,7 +378,7 @@ def read_model(config):
         if longest > config.max_prompt:
             raise ValueError(f"--max_prompt is {config.max_prompt}, and the Generator's longest "
                              f"prompt takes {longest} tokens")
-        room = getattr(shape, "max_position_embeddings", math.inf)
+        room = lms.positions(shape)
         if config.max_prompt + max(config.max_completion, config.max_verify) > room:
             raise ValueError(f"it has {room} positions, and --max_prompt and --max_completion or "
                              "--max_verify add up to more")
