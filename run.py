@@ -413,28 +413,13 @@ def see_lock(path, holder):
                       f"{socket.gethostname()} does not see it")
 
 
-def on_rank0(work):
-    """Result of work() on rank 0, on every rank; what rank 0 refuses is refused on all."""
-    outcome = [None, None]
-    if lms.rank_and_world()[0] == 0:
-        try:
-            outcome[0] = work()
-        except (Refused, OSError) as problem:
-            outcome[1] = str(problem)
-    if lms.rank_and_world()[1] > 1:
-        dist.broadcast_object_list(outcome)
-    if outcome[1]:
-        raise Refused(outcome[1])
-    return outcome[0]
-
-
 def on_every_rank(work):
     """Result of work() on this rank, once it has succeeded on all; what one refuses, all refuse."""
     result, problem = None, None
     try:
         result = work()
-    except Refused as refused:
-        problem = str(refused)
+    except (Refused, OSError) as error:
+        problem = str(error)
     problems = [problem]
     if lms.rank_and_world()[1] > 1:
         problems = [None] * lms.rank_and_world()[1]
@@ -442,6 +427,14 @@ def on_every_rank(work):
     for problem in filter(None, problems):
         raise Refused(problem)
     return result
+
+
+def on_rank0(work):
+    """Result of work() on rank 0, on every rank; what it refuses there is refused on all."""
+    outcome = [on_every_rank(work if lms.rank_and_world()[0] == 0 else lambda: None)]
+    if lms.rank_and_world()[1] > 1:
+        dist.broadcast_object_list(outcome)
+    return outcome[0]
 
 
 def summarise(config, files):

@@ -10,7 +10,7 @@ from collections import Counter
 
 import solver
 from benchmarks.loaders import LOADERS
-from benchmarks.score import KINDS, f1, mcnemar, paired_difference, unweighted_mean, wilson
+from benchmarks.score import KINDS, mcnemar, paired_difference, unweighted_mean, wilson
 from cli import Refused
 from disk import read_json, read_lines, replace_file, to_lines, write_json
 
@@ -47,17 +47,14 @@ def percent(share, after=""):
 
 
 def set_line(name, verdicts):
-    """One line on a set or a part of one: accuracy, interval, share that parses, Hammer's F1s."""
+    """One line on a set or a part of one: accuracy, interval, share that parses."""
     share, n = share_right(verdicts), len(verdicts)
     asked = [verdict.calls is not None for verdict in verdicts
              if not verdict.error or verdict.error[0] != "not asked"]
-    counts = [sum(column) for column in zip(*(verdict.counts for verdict in verdicts))]
     loose = sum(verdict.loose_error is None for verdict in verdicts) / n
     return (f"{name}: {percent(share, f' of {n} right')}"
             + (f"; unknowable credentials ignored {100 * loose:.1f} %" if loose > share[0] else "")
-            + (f"; parse {100 * sum(asked) / len(asked):.1f} %" if asked else "")
-            + f"; Hammer's F1: names {100 * f1(*counts[:3]):.1f}, "
-              f"parameters {100 * f1(*counts[3:]):.1f}")
+            + (f"; parse {100 * sum(asked) / len(asked):.1f} %" if asked else ""))
 
 
 def set_lines(name, rows, verdicts):

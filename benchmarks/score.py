@@ -88,7 +88,6 @@ class Verdict(NamedTuple):
     error: tuple | None          # (class, kind); None: right
     loose_error: tuple | None    # the same with unknowable credentials ignored
     calls: list | None           # as parsed; None if nothing parses, or it was never asked
-    counts: tuple                # of `hammer_counts`
 
 
 def judge(row, text, problem=None):
@@ -101,7 +100,7 @@ def judge(row, text, problem=None):
     """
     if text is None:
         error = "not asked", problem
-        return Verdict(error, error, None, hammer_counts(None, row.task.answer))
+        return Verdict(error, error, None)
     calls = solver.read(text)
     gold = row.gold(calls.calls if calls else [])
     error = loose = error_of(text, gold, not row.ours)
@@ -111,7 +110,7 @@ def judge(row, text, problem=None):
     if error and calls and hidden:
         rest = calls._replace(calls=without(calls.calls, hidden))
         loose = calls_error(rest, without(gold, hidden), not row.ours)
-    return Verdict(error, loose, calls and calls.calls, hammer_counts(calls, gold))
+    return Verdict(error, loose, calls and calls.calls)
 
 
 _CREDENTIAL = re.compile(r"((api|access|app|auth|client|private|secret)(key|id|token|code)"
@@ -147,40 +146,8 @@ def without(calls, pairs):
                            if (call["name"], name) not in pairs}} for call in calls]
 
 
-def hammer_counts(calls, gold):
-    """Counts for the F1 of function names and of parameters, as Hammer's evaluation makes them.
-
-    A predicted name is right if a gold call has it. A parameter is right if the gold call of that
-    name that agrees most has it, with a value that is the same when written out (`str`); empty
-    values are skipped. An answer that does not parse counts as one predicted call.
-
-    Args:
-        calls: verify.Calls, or None.
-        gold: list of calls.
-
-    Returns:
-        (right, predicted, gold) names, then the same of parameters: six numbers.
-    """
-    predicted = calls.calls if calls else []
-    names = {call["name"] for call in gold}
-    right = sum(max((len(parameters(call) & parameters(g)) for g in gold
-                     if g["name"] == call["name"]), default=0) for call in predicted)
-    return (sum(call["name"] in names for call in predicted),
-            len(predicted) + calls.malformed if calls else 1, len(gold),
-            right, sum(map(len, map(parameters, predicted))), sum(map(len, map(parameters, gold))))
-
-
-def parameters(call):
-    return {(name, str(value)) for name, value in call["arguments"].items() if value != ""}
-
-
 # ---------------------------------------------------------------------------------------------
 # Many answers
-
-
-def f1(right, predicted, gold):
-    """F1 from counts; 1 where there is nothing to find and nothing was claimed."""
-    return 2 * right / (predicted + gold) if predicted + gold else 1.0
 
 
 def wilson(right, n):

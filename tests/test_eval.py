@@ -142,15 +142,6 @@ def test_unknowable_credentials(tmp_path):
     assert score.judge(row, text([call("rates", base="EUR")])).loose_error is not None
 
 
-def test_hammers_counts():
-    calls = verify.Calls([call("f", a=1, b="x"), call("h", a=1)], malformed=1)
-    # Names: f is right, of f, h and the malformed one. Parameters: f's a is right, of a, b, a.
-    wanted = [call("f", a="1", b="y", c=""), call("g")]
-    assert score.hammer_counts(calls, wanted) == (1, 3, 2, 1, 3, 2)
-    assert score.hammer_counts(None, [call("f", a=1)]) == (0, 1, 1, 0, 0, 1)
-    assert score.f1(1, 3, 2) == pytest.approx(0.4) and score.f1(0, 0, 0) == 1
-
-
 # Many answers
 
 
