@@ -35,11 +35,12 @@ from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import (AttentionInterface, AttentionMaskInterface, AutoConfig,
-                          AutoModelForCausalLM, AutoTokenizer, GenerationConfig)
+                          AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 LOGITS_AT_ONCE = 2**26     # elements of one fp32 block of logits: 256 MiB
+ALL = 2**62                # a sliding window that ends nowhere
 STRETCH = {"cpu": 8, "cuda": 64}     # steps between two drops of finished rows, at least
 
 
@@ -211,7 +212,8 @@ def read_config(path):
 def positions(shape):
     """Longest text that a model of this configuration reads token by token as it reads a whole
     one: some rescale every position once a text is longer than those of its first training."""
-    room = getattr(shape, "max_position_embeddings", math.inf)
+    room = min(getattr(shape, "max_position_embeddings", math.inf),
+               getattr(shape, "attention_chunk_size", None) or math.inf)
     rope = getattr(shape, "rope_parameters", None) or {}
     kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
     return min([room, *(kind.get("original_max_position_embeddings") or room for kind in kinds
@@ -412,13 +414,17 @@ def choice_ids(tokenizer, messages, choices):
 
 
 def shared_prompt_attention(module, query, key, value, attention_mask, scaling, layout=None,
-                            **kwargs):
+                            sliding_window=None, **kwargs):
     """transformers' own attention, unless the caller of the model passes a `layout` (GroupCache or
-    Packed), which then attends."""
+    Packed), which then attends.
+
+    Args:
+        sliding_window: a token sees so many back, itself among them; None: all.
+    """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
                                       **kwargs)
-    return layout.attend(module, query, key, value, scaling), None
+    return layout.attend(module, query, key, value, scaling, sliding_window or ALL), None
 
 
 AttentionInterface.register("shared_prompt", shared_prompt_attention)
@@ -536,7 +542,7 @@ class GroupCache:
         self.bias_PT = torch.zeros_like(gap_PT, dtype=torch.float32).masked_fill(gap_PT, -torch.inf)
         self.own = [tuple(kv.new_empty(len(group_B), kv.shape[1], 0, kv.shape[3]) for kv in layer)
                     for layer in self.prompts]                                   # (B, heads, S, D)
-        self.group_B, self.column = group_B, column
+        self.length_P, self.group_B, self.column = length_P, group_B, column
 
     def repack(self, stay_B, more):
         """Drop rows, and the prompts that no row needs any more; make room for `more` positions."""
@@ -545,7 +551,7 @@ class GroupCache:
         needed, self.group_B = self.group_B[stay_B].unique(return_inverse=True)
         if len(needed) < len(self.bias_PT):
             self.prompts = [tuple(kv[needed] for kv in layer) for layer in self.prompts]
-            self.bias_PT = self.bias_PT[needed]
+            self.bias_PT, self.length_P = self.bias_PT[needed], self.length_P[needed]
         # Row b is cell `cell_B[b]` of a grid of prompts x `width` rows.
         count_P = self.group_B.bincount()
         self.width = int(count_P.max())
@@ -553,20 +559,29 @@ class GroupCache:
         place_B = torch.arange(len(self.group_B), device=first_P.device) - first_P[self.group_B]
         self.cell_B = self.group_B * self.width + place_B
 
-    def own_bias(self):
-        """(S,) to add to the completions' scores: 0 up to `column`, then -inf."""
+    def own_bias(self, window):
+        """(S,) to add to the completions' scores: 0 in the window that ends at `column`, else
+        -inf."""
         column_S = torch.arange(self.own[0][0].shape[2], device=self.column.device)
-        bias_S = torch.zeros_like(column_S, dtype=torch.float32)
-        return bias_S.masked_fill(column_S > self.column, -torch.inf)
+        hidden_S = (column_S > self.column) | (column_S <= self.column - window)
+        return torch.zeros_like(column_S, dtype=torch.float32).masked_fill(hidden_S, -torch.inf)
+
+    def prompt_bias(self, window):
+        """(P, T) to add to the prompts' scores: 0 in the window, -inf before it and in padding."""
+        if window == ALL:
+            return self.bias_PT
+        position_T = torch.arange(self.bias_PT.shape[1], device=self.column.device)
+        first_P1 = (self.length_P + self.column - window + 1)[:, None]
+        return self.bias_PT.masked_fill(position_T < first_P1, -torch.inf)
 
     def update(self, key, value, layer, *args, **kwargs):
         """Store one position of one layer, (B, heads, 1, D); returns the completions so far."""
         keys, values = self.own[layer]
         return keys.index_copy_(2, self.column, key), values.index_copy_(2, self.column, value)
 
-    def attend(self, module, query, key, value, scaling):
+    def attend(self, module, query, key, value, scaling, window):
         """Attention of one new token of every row, (B, 1, heads, D): to its prompt, which is read
-        once for the whole group, and to its own completion.
+        once for the whole group, and to its own completion; `window` positions back.
 
         softmax(scaling [q K_prompt, q K_own]) [V_prompt; V_own]. In letters: K heads of keys, R
         queries for each of them, G rows of a prompt at most.
@@ -578,9 +593,9 @@ class GroupCache:
         B, K, S, D = key.shape
         query = query.view(B, K, -1, D) * scaling
         prompt_key, prompt_value = self.prompts[module.layer_idx]
-        prompt_score = self._grid(query) @ prompt_key.transpose(2, 3) + self.bias_PT[:, None, None]
-        score = self._rows(prompt_score)
-        own_score = query @ key.transpose(2, 3) + self.own_bias()
+        bias_P11T = self.prompt_bias(window)[:, None, None]
+        score = self._rows(self._grid(query) @ prompt_key.transpose(2, 3) + bias_P11T)
+        own_score = query @ key.transpose(2, 3) + self.own_bias(window)
         weight = torch.cat((score, own_score), -1).softmax(-1, dtype=torch.float32).to(value.dtype)
         weight, own_weight = weight.tensor_split((score.shape[-1],), -1)
         out = self._rows(self._grid(weight) @ prompt_value) + own_weight @ value
@@ -613,7 +628,8 @@ class Decoder:
         # Padded on the right, where causal attention never looks.
         ids_PT = pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True).to(device)
         length_P = torch.tensor([len(ids) for ids in prompts], device=device)
-        out = lm.model.base_model(input_ids=ids_PT, use_cache=True)
+        # A cache made by the model itself would forget what is behind a sliding window.
+        out = lm.model.base_model(input_ids=ids_PT, use_cache=True, past_key_values=DynamicCache())
         last_PD = out.last_hidden_state[torch.arange(len(prompts), device=device), length_P - 1]
         group_B = torch.arange(len(prompts), device=device).repeat_interleave(B // len(prompts))
         self.eos = torch.tensor(lm.eos, device=device)
@@ -764,8 +780,9 @@ class Packed(NamedTuple):
     seen_BCS: torch.Tensor       # which of its prompt's T and its own C tokens a token sees
     home_N: torch.Tensor         # where in (P x T) + (B x C) each token is
 
-    def attend(self, module, query, key, value, scaling):
-        """Attention, (1, N, heads, D): a prompt sees itself, a completion its prompt and itself."""
+    def attend(self, module, query, key, value, scaling, window):
+        """Attention, (1, N, heads, D): a prompt sees itself, a completion its prompt and itself;
+        `window` positions back."""
         # index_select throughout: the backward pass of x[index] takes twice as long.
         def rows(x_1HND, where):
             found = x_1HND[0].transpose(0, 1).index_select(0, where.clamp(min=0).flatten())
@@ -774,11 +791,27 @@ class Packed(NamedTuple):
         prompt = [rows(x, self.prompt_PT) for x in (query, key, value)]
         own = [rows(x, self.own_BC) for x in (query, key, value)]
         seen = [torch.cat((prompt[i].index_select(0, self.group_B), own[i]), 2) for i in (1, 2)]
-        out_PTHD, _ = sdpa_attention_forward(module, *prompt, None, scaling=scaling)
-        out_BCHD, _ = sdpa_attention_forward(module, own[0], *seen, self.seen_BCS[:, None],
+        prompt_mask, own_mask = self.masks(window)
+        out_PTHD, _ = sdpa_attention_forward(module, *prompt, prompt_mask, scaling=scaling)
+        out_BCHD, _ = sdpa_attention_forward(module, own[0], *seen, own_mask[:, None],
                                              scaling=scaling)
         out = torch.cat((out_PTHD.flatten(0, 1), out_BCHD.flatten(0, 1)))
         return out.index_select(0, self.home_N)[None]
+
+
+    def masks(self, window):
+        """What prompts (T, T) and completions (B, C, S) see; None is all that came before."""
+        if window == ALL:
+            return None, self.seen_BCS
+        T, C = self.prompt_PT.shape[1], self.own_BC.shape[1]
+        back_TT = torch.arange(T)[:, None] - torch.arange(T)
+        length_B1 = (self.prompt_PT >= 0).sum(1)[self.group_B][:, None]
+        own_BC = length_B1 + torch.arange(C, device=length_B1.device)
+        position_BS = torch.cat((torch.arange(T, device=own_BC.device).expand(len(own_BC), -1),
+                                 own_BC), 1)
+        near_BCS = own_BC[:, :, None] - position_BS[:, None] < window
+        back_TT = back_TT.to(near_BCS.device)
+        return (back_TT >= 0) & (back_TT < window), self.seen_BCS & near_BCS
 
 
 def pack(groups, device):

@@ -317,6 +317,12 @@ FAMILIES_PROVEN = {   # name in the README: configuration, what it adds to SHAPE
     "Cohere": ("CohereConfig", dict(logit_scale=0.0625)), "GLM-4": ("Glm4Config", dict(head_dim=8)),
     "Gemma 1": ("GemmaConfig", dict(head_dim=8)), "ERNIE 4.5": ("Ernie4_5Config", {}),
     "Helium": ("HeliumConfig", dict(head_dim=8)), "StarCoder2": ("Starcoder2Config", {}),
+    "Qwen2 with windows": ("Qwen2Config", dict(use_sliding_window=True, max_window_layers=1,
+                                                **WINDOW)),
+    "Mistral": ("MistralConfig", WINDOW), "Gemma 3": ("Gemma3TextConfig", dict(head_dim=8,
+                                                                              **WINDOW)),
+    "Phi-3": ("Phi3Config", dict(original_max_position_embeddings=512, **WINDOW)),
+    "Cohere 2": ("Cohere2Config", dict(logit_scale=0.0625, **WINDOW)),
     "Phi": ("PhiConfig", {}), "EXAONE 4": ("Exaone4Config", {}),
 }
 REFUSED = {   # what is said of them
@@ -352,6 +358,26 @@ def test_a_family_of_the_readme_samples_and_scores_as_transformers_does(name, tm
     lm = lms.load(path, lms.load_tokenizer(path))
     groups = lms.sample(lm, [[9, 8, 7], list(range(30, 50))], 2, (0,), 1.0, 24, rows=4)
     assert lms.proof_gap(lm.model, groups) < 1e-3
+
+
+def test_a_window_forgets_the_same_whichever_way_a_model_is_read(tmp_path):
+    """Mistral's log-probs in a window of 5 differ from those without, in our path as in its own."""
+    lms_of = {}
+    for window in (5, None):
+        path = checkpoint(tmp_path / str(window), "MistralConfig", dict(sliding_window=window))
+        lms_of[window] = lms.load(path, lms.load_tokenizer(path))
+    groups = lms.sample(lms_of[None], [list(range(30, 50))], 2, (0,), 1.0, 24, rows=2)
+    assert lms.proof_gap(lms_of[None].model, groups) < 1e-3
+    assert lms.proof_gap(lms_of[5].model, groups) > 0.1, "the samples are the other model's"
+
+
+@pytest.mark.parametrize("rope, room", [
+    ({"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0,
+      "original_max_position_embeddings": 128}, 128),
+    ({"rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.0,
+      "high_freq_factor": 4.0, "original_max_position_embeddings": 128}, 512)])
+def test_positions_that_change_with_the_length_of_a_text_are_not_used(rope, room):
+    assert lms.positions(LlamaConfig(max_position_embeddings=512, rope_parameters=rope)) == room
 
 
 def test_the_readme_names_the_families_that_are_proven():
