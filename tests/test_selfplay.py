@@ -2,6 +2,7 @@
 both launchers, resume, determinism, the paper's path."""
 import json
 import shutil
+import socket
 import sys
 
 import pytest
@@ -121,6 +122,28 @@ def test_the_process_group_is_left_before_python_ends(refused, small_run, tmp_pa
               "selfplay.main(sys.argv[1:])\n")
     code, output = call(sys.executable, "-c", script, *arguments, ok=False)
     assert code == 2 * refused and "joined" in output and "left True" in output
+
+
+JOIN = ("import engine, model\nfrom cli import Refused, refuse\n"
+        "try:\n    engine.init_distributed()\n    print('joined')\n    model.leave_group()\n"
+        "except Refused as problem:\n    refuse(problem)\n")
+ALONE = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}      # as some schedulers set them
+
+
+def test_a_scheduler_that_sets_no_local_rank_will_do():
+    output = call(sys.executable, "-c", JOIN, variables=ALONE | {"MASTER_PORT": free_port()})
+    assert "joined" in output
+
+
+def test_a_port_in_use_is_one_line_that_names_the_flag():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, output = call(sys.executable, "-c", JOIN, variables=ALONE | {"MASTER_PORT": port},
+                            ok=False)
+    said = [line for line in output.splitlines() if "--master_port" in line]
+    assert code == 2 and len(said) == 1 and str(port) in said[0] and "Traceback" not in output
 
 
 def test_two_ranks_under_the_launcher(tmp_path):
