@@ -24,6 +24,7 @@ import deepspeed                      # noqa: E402
 from deepspeed.utils import (safe_get_full_fp32_param, safe_get_local_fp32_param,
                              safe_set_local_fp32_param)
 
+import serving
 from cli import Refused
 from disk import read_json, write_tensors
 from model import matched, rank_and_world, token_logprobs
@@ -299,7 +300,7 @@ class Engine:
             shape.dtype, shape.architectures = torch.float32, [type(lm.model).__name__]
             shape.to_json_file(part / "config.json")
             lm.model.generation_config.to_json_file(part / "generation_config.json")
-            lm.tokenizer.save_pretrained(part)
+            serving.drop_in(lm.tokenizer, lm.eos).save_pretrained(part)
             shutil.rmtree(path, ignore_errors=True)     # from a phase that was cut off just after
             part.rename(path)
         if dist.is_initialized():

@@ -20,6 +20,7 @@ from transformers import (AutoModelForCausalLM, AutoTokenizer, GenerationConfig,
                           LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM)
 
 import model as lms
+import serving
 
 ROOT = Path(__file__).resolve().parent.parent
 QWEN = ROOT.parent / "shared" / "tokenizers" / "Qwen2.5-1.5B-Instruct"
@@ -224,7 +225,8 @@ def test_a_saved_checkpoint_is_what_transformers_writes(path, lm, tmp_path):
         assert set(file.keys()) == names
     tokenizer = lms.load_tokenizer(path / "trained")
     assert lms.encode_chat(tokenizer, MESSAGES) == prompt[0].tolist()
-    assert (path / "trained" / "chat_template.jinja").read_text() == lm.tokenizer.chat_template
+    template = (path / "trained" / "chat_template.jinja").read_text()
+    assert template == serving.chat_template(lm.tokenizer.chat_template)
     assert lms.load(path / "trained", tokenizer).eos == lm.eos
 
 
