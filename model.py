@@ -652,13 +652,12 @@ class Packed(NamedTuple):
 
     def attend(self, module, query, key, value, scaling):
         """Attention, (1, N, heads, D): a prompt sees itself, a completion its prompt and itself."""
-        # A GPU has fast kernels for it, and wants few of them. On a CPU their backward pass alone
-        # takes three times as long as plain products.
-        if query.is_cuda:
-            return self._attend_in_rows(module, query, key, value, scaling)
-        return self._attend_by_text(query, key, value, scaling)
+        # A GPU has fast kernels for it, and wants few of them. On a CPU they take three times as
+        # long as plain products, most of it in backward.
+        attend = self._attend_in_rows if query.is_cuda else self._attend_by_text
+        return attend(module, query, key, value, scaling)
 
-    def _attend_by_text(self, query, key, value, scaling):
+    def _attend_by_text(self, module, query, key, value, scaling):
         """softmax(scaling q K) V, one text after the other, without padding.
 
         In letters: K heads of keys, R queries for each of them, L tokens of a text, S that it sees,
