@@ -14,6 +14,14 @@ Its keys and values are made once, and every completion attends to them and to i
     sampling    prompts (P, T) --prefill--> their keys and values, once per prompt     `GroupCache`
                 newest tokens (B, 1) --step--> the next ones; own keys and values (B, S)
     training    prompt 0 | completion | completion | prompt 1 | completion | ...       `Packed`
+
+To use it elsewhere, copy this file alone. The model must come from `load` or `build`: the sampler
+works through transformers' attention interface, and `load` proves that it does.
+
+    tokenizer = load_tokenizer("DIR")
+    lm = load("DIR", tokenizer, torch.bfloat16, "cuda")
+    prompts = [encode_chat(tokenizer, [{"role": "user", "content": "Hello"}])]
+    groups = sample(lm, prompts, samples=8, key=(0,), temperature=1.0, max_tokens=64, rows=64)
 """
 import functools
 import hashlib

@@ -1,7 +1,9 @@
 """The sampler against transformers' own generate, the softmax, and the trainer's scorer."""
 import json
 import math
+import shutil
 import sys
+import textwrap
 from collections import Counter
 
 import numpy as np
@@ -12,7 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import model as lms
 import solver
 import tiny
-from conftest import ROOT, free_port, start
+from conftest import ROOT, call, free_port, start
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +272,14 @@ def test_a_choice_of_two_tokens_is_refused(lm):
     assert len(lms.choice_ids(lm.tokenizer, messages, "12345")) == 5
     with pytest.raises(ValueError, match="single token"):
         lms.choice_ids(lm.tokenizer, messages, ["zq"])
+
+
+def test_model_alone_samples_from_a_checkpoint_as_its_head_says(tmp_path):
+    shutil.copy(ROOT / "model.py", tmp_path)
+    recipe = textwrap.dedent(lms.__doc__.split("and `load` proves that it does.")[1])
+    recipe = recipe.replace('"DIR"', repr(str(tiny.PATH))).replace("cuda", "cpu")
+    (tmp_path / "use.py").write_text(f"from model import *\n{recipe}\nprint(len(groups[0]), 'rows')")
+    assert "8 rows" in call(sys.executable, "use.py", cwd=tmp_path, variables={"PYTHONPATH": ""})
 
 
 def test_one_two_and_four_ranks_draw_the_same(tmp_path):
