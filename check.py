@@ -21,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config
 
 import curriculum
+import engine
 import grpo
 import model as lms
 import tiny
@@ -59,7 +60,7 @@ def forecast(shape, config, world):
         {part: bytes}; "peak" is what must fit: the constant parts and the largest of the phases.
     """
     N, two = count_parameters(shape), 2 if config.dtype == "bf16" else 4
-    zero = grpo.engine_config(config)["zero_optimization"]
+    zero = engine.settings(config)["zero_optimization"]
     T = config.max_prompt + config.max_completion
     head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     kv_row = 2 * two * shape.num_hidden_layers * shape.num_key_value_heads * head * T

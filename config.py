@@ -6,18 +6,17 @@ Bad input ends here, in one line, before anything long.
 import argparse
 import dataclasses
 import inspect
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import curriculum
 import generator
-import grpo
 import tiny
 from cli import Parser, Refused, boolean, refuse
 from disk import read_json
-from verify import normalise_tool, tool_problem
+from verify import read_menu, tool_problem
 
 MOST_WEIGHT = 1e9      # of a domain: sums of weights stay exact enough
 DOMAIN_SETS = {"all": generator.DOMAINS, "tiny": dict.fromkeys(tiny.NOUNS, 1.0)}
@@ -64,7 +63,7 @@ class Config:
     shared_weights: bool = False         # P, ablation: one policy plays both roles
     freeze_generator: bool = False       # P, ablation: the base model writes every pool
     no_difficulty: bool = False          # P, ablation: r_curr is the judge alone
-    rectangular_band: bool = False       # P, ablation: r_diff is 1 inside the band and 0 outside
+    band: str = "gaussian"               # P: shape of r_diff; "rectangular" is an ablation
     no_judge: bool = False               # us, ablation: r_curr is the difficulty alone
     no_grounding: bool = False           # us, ablation: values need not stand in the question
     no_cross_verification: bool = False  # us, ablation: tasks are kept however the Solver answers
@@ -95,23 +94,28 @@ class Config:
         return {domain: float(weight) for domain, weight in weights.items()}
 
     @cached_property
+    def own_deepspeed(self):
+        """The user's DeepSpeed settings; engine.settings says whether they will do."""
+        return read_json(self.deepspeed) if self.deepspeed else {}
+
+    @cached_property
     def own_tools(self):
-        """The user's tools in the form of verify.normalise_tool, or None.
-        ValueError names a bad one."""
-        if not self.tools:
-            return None
-        rows = read_json(self.tools)
-        if not isinstance(rows, list) or not rows:
-            raise ValueError(f"{self.tools} must hold a JSON list of tools")
-        tools = [normalise_tool(row) for row in rows]
-        for row, tool in zip(rows, tools):
-            name = tool["name"] if tool else json.dumps(row)[:60]
-            problem = tool_problem([tool]) if tool else "no name, or parameters that are no object"
-            if problem:
-                raise ValueError(f"{self.tools}: tool {name}: {problem.replace('_', ' ')}")
-        if tool_problem(tools):
-            raise ValueError(f"{self.tools}: {tool_problem(tools).replace('_', ' ')}")
-        return tools
+        """The user's tools in the form of verify.normalise_tool, or None."""
+        return read_own_tools(self.tools) if self.tools else None
+
+
+def read_own_tools(path):
+    """The tools in the user's file. ValueError names one that no task could be made for."""
+    value = read_json(path)
+    try:
+        tools = read_menu(value)
+    except ValueError as problem:
+        raise Refused(f"{path}: {problem}") from None
+    for some in (*([tool] for tool in tools), tools):
+        if problem := tool_problem(some):
+            name = f"tool {some[0]['name']}: " if some is not tools else ""
+            raise Refused(f"{path}: {name}{problem.replace('_', ' ')}")
+    return tools
 
 
 TINY = dict(
@@ -168,7 +172,8 @@ def find_problem(config):
             return f"--{field.name} is {value}: it must be above 0"
     if config.epsilon >= 1:
         return f"--epsilon is {config.epsilon}: it must be below 1"
-    for name, choices in (("dtype", ("bf16", "fp32")), ("order", ("easy_first", "shuffled"))):
+    for name, choices in (("dtype", ("bf16", "fp32")), ("order", curriculum.ORDERS),
+                          ("band", curriculum.BANDS)):
         if getattr(config, name) not in choices:
             return f"--{name} is {getattr(config, name)!r}: choose {' or '.join(choices)}"
     for one, other in (("shared_weights", "freeze_generator"), ("no_judge", "no_difficulty")):
@@ -176,7 +181,7 @@ def find_problem(config):
             return f"--{one} and --{other} exclude each other"
     for name, read in (("domains", lambda: config.domain_weights),
                        ("tools", lambda: config.own_tools),
-                       ("deepspeed", lambda: grpo.read_user_config(config))):
+                       ("deepspeed", lambda: config.own_deepspeed)):
         try:
             read()
         except ValueError as error:
@@ -188,7 +193,7 @@ def record(config):
     """What config.json holds of the settings: the flags, and the content of the files they name."""
     return {"config": dataclasses.asdict(config),
             "files": {"domains": config.domain_weights, "tools": config.own_tools,
-                      "deepspeed": grpo.read_user_config(config)}}
+                      "deepspeed": config.own_deepspeed}}
 
 
 def directory_problem(config):

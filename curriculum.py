@@ -6,9 +6,11 @@ Pure functions over tasks and texts; whoever calls them brings the samples.
 import json
 import math
 import random
+import re
 
 import solver
-from verify import call_problem, grounded, question_problem, signature, tool_problem
+from generator import is_placeholder
+from verify import MAX_QUESTION, call_problem, grounded, tool_problem
 
 P_LOW, P_HIGH, SIGMA = 0.25, 0.75, 0.12              # Eq. 4
 MIN_AGREEMENT = 0.20                                 # cross-verification
@@ -27,7 +29,27 @@ def pass_rate(texts, gold):
     return sum(solver.is_right(text, gold) for text in texts) / len(texts)
 
 
-def band_pass(p, samples, rectangular=False):
+def in_band(p):
+    """Is the task at the edge of what the Solver can do?"""
+    return P_LOW <= p <= P_HIGH
+
+
+def gaussian(p):
+    """1 inside the band; outside, exp(-d^2 / (2 sigma^2)) at the distance d from it."""
+    distance = max(P_LOW - p, p - P_HIGH, 0.0)
+    return math.exp(-distance**2 / (2 * SIGMA**2))
+
+
+def rectangular(p):
+    """1 inside the band and 0 outside: an ablation of the paper."""
+    return float(in_band(p))
+
+
+BANDS = {"gaussian": gaussian, "rectangular": rectangular}
+ORDERS = ("easy_first", "shuffled")      # of a curriculum; the second is an ablation
+
+
+def band_pass(p, samples, band="gaussian"):
     """Difficulty reward of a pass rate p measured on K = `samples` Solver samples   (Eq. 4)
 
     r_diff(p) = 0                                    p < 1/K
@@ -35,20 +57,13 @@ def band_pass(p, samples, rectangular=False):
               = 1                                    P_low <= p <= P_high
               = exp(-(p - P_high)^2 / (2 sigma^2))   p > P_high
 
-    `rectangular` (an ablation of the paper): 1 inside the band and 0 outside.
+    Args:
+        band: a word of BANDS; another shape is a function of p and a line there.
 
     >>> [round(band_pass(k / 8, 8), 4) for k in (0, 1, 2, 6, 7, 8)]
     [0.0, 0.5813, 1.0, 1.0, 0.5813, 0.1142]
     """
-    if p < 1 / samples or (rectangular and not in_band(p)):
-        return 0.0
-    distance = max(P_LOW - p, p - P_HIGH, 0.0)
-    return math.exp(-distance**2 / (2 * SIGMA**2))
-
-
-def in_band(p):
-    """Is the task at the edge of what the Solver can do?"""
-    return P_LOW <= p <= P_HIGH
+    return BANDS[band](p) if p >= 1 / samples else 0.0
 
 
 def judge_prompt(task):
@@ -65,7 +80,28 @@ def semantic_reward(score):
 
 
 # ---------------------------------------------------------------------------------------------
-# From the pool to the curriculum
+# Which candidates may become tasks
+
+_STOCK = re.compile(r"\b(capital of|define|explain|summari[sz]e|poem|joke)\b", re.IGNORECASE)
+_WH_IS = re.compile(r"\s*(what|who|when|where)(\s+is|['\u2019]s)\b", re.IGNORECASE)
+_CJK = re.compile("[\u1100-\u11ff\u3040-\u30ff\u3100-\u312f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+                  "\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]")
+
+
+def question_problem(question, calls):
+    """First reason why a question is refused for the curriculum, or None."""
+    if is_placeholder(question):
+        return "question_placeholder"
+    if len(question) > MAX_QUESTION:
+        return "question_too_long"
+    if len(question.strip()) < 25:
+        return "question_too_short"
+    if _CJK.search(question):
+        return "question_cjk"
+    simple = len(calls) == 1 and len(calls[0]["arguments"]) <= 1
+    if _STOCK.search(question) or (simple and _WH_IS.match(question)):
+        return "question_stock"
+    return None
 
 
 def structural_problem(draft, task, grounding=True):
@@ -85,6 +121,15 @@ def structural_problem(draft, task, grounding=True):
             or ("not_grounded" if grounding and not grounded(task.answer, task.question) else None))
 
 
+def signature(task):
+    """What makes two tasks the same: the question in lower case with digits folded, the names in
+    the menu, and the names in the calls. Hashable."""
+    question = re.sub(r"\d+", "0", " ".join(task.question.lower().split()))
+    tools = tuple(sorted((t["name"], tuple(sorted(t["parameters"]))) for t in task.tools))
+    calls = tuple(sorted((c["name"], tuple(sorted(c["arguments"]))) for c in task.answer))
+    return question, tools, calls
+
+
 def duplicates(tasks):
     """Which of the tasks (None allowed) repeats the signature of an earlier one: list of bool."""
     seen, repeats = set(), []
@@ -93,6 +138,10 @@ def duplicates(tasks):
         repeats.append(key is not None and key in seen)
         seen.add(key)
     return repeats
+
+
+# ---------------------------------------------------------------------------------------------
+# From the pool to the curriculum
 
 
 def bucket(p):
@@ -141,7 +190,7 @@ def select(tasks, size, domains, seed, order="easy_first"):
         tasks: with pass_rate and bucket set.
         domains: {domain: weight}.
         seed: anything random.Random takes.
-        order: "easy_first", or "shuffled" (an ablation).
+        order: a word of ORDERS.
     """
     rng = random.Random(seed)
     tasks = rng.sample(tasks, len(tasks))

@@ -1,5 +1,4 @@
-"""A run on disk: its directory, what is finished, its logs, and how it stops at any moment without
-losing a finished step.
+"""A run on disk: its directory, its logs, and what of it is finished.
 
     config.json, state.json                    settings; what is finished (written last, atomically)
     metrics.jsonl, samples.jsonl, timings.jsonl    logs, cut back to state.json when a run resumes
@@ -14,13 +13,8 @@ import errno
 import fcntl
 import json
 import os
-import select
 import shutil
-import signal
-import sys
-import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -32,7 +26,6 @@ LOGS = ("metrics.jsonl", "samples.jsonl", "timings.jsonl")
 PHASES = ("generator", "solver")      # those that train
 FRESH = {"finished": [], "step": None, "phase_sizes": {}, "wall_seconds": 0.0}
 MEND = ": put back a copy, or give another --run_dir"
-SAVE_SECONDS = 15          # the launcher gives its ranks 30 s to end
 
 
 def replace_file(path, text):
@@ -74,16 +67,23 @@ def read_text(path):
 
 def read_json(path, hint=""):
     """Content of a JSON file. Refused if it cannot be read, with a hint of what to do."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise Refused(f"{path} is not JSON: {error}{hint}") from None
+        return json.loads(text)
+    except ValueError as error:
+        raise Refused(f"{path} is not JSON ({error}){hint}") from None
 
 
 def read_lines(path, hint=""):
     """Rows of a .jsonl file; [] if it is not there. Refused, with the number of the line, if one
     is damaged."""
     return parse_lines(path, read_text(path), hint) if Path(path).exists() else []
+
+
+def read_log(path):
+    """As `read_lines`, of a log that a run may be adding to: a last line without its end is left
+    out."""
+    return parse_lines(path, read_text(path).rpartition("\n")[0]) if Path(path).exists() else []
 
 
 def parse_lines(path, text, hint=""):
@@ -120,8 +120,8 @@ class Directory:
     """The directory of a run as one rank sees it.
 
     `state` is what state.json holds: the finished [iteration, phase] pairs; the resumable step of
-    the unfinished one, or None; the sizes of the logs at the beginning of that phase; and the
-    seconds that the run has taken so far.
+    the unfinished one, or None; the sizes of logs and curricula at the beginning of that phase; and
+    the seconds that the run has taken so far.
     """
 
     def __init__(self, path, rank=0, world=1):
@@ -180,8 +180,8 @@ class Directory:
         if step and not all(self._shard(step, r).exists() for r in range(self.world)):
             raise Refused(f"{self._folder(step)} is incomplete{MEND}")
         sizes = step["sizes"] if step else self.state["phase_sizes"]
-        for name in LOGS:
-            self._check_log(self.path / name, sizes.get(name, 0))
+        for name, size in sizes.items():
+            self._check_rows(self.path / name, size)
         self._commit()      # before what it no longer needs goes
         for name in LOGS:
             if (self.path / name).exists():
@@ -199,8 +199,8 @@ class Directory:
             os.truncate(file, len(complete[0]) + len(complete[1]))
         return self.state, told
 
-    def _check_log(self, file, size):
-        """Refused unless the first `size` bytes of a log are there, and are whole rows."""
+    def _check_rows(self, file, size):
+        """Refused unless the first `size` bytes of a file are there, and are whole rows."""
         there = file.read_bytes()[:size] if file.exists() else b""
         if len(there) < size:
             raise Refused(f"{file} has lost lines ({len(there)} of {size} bytes are left){MEND}")
@@ -275,8 +275,10 @@ class Directory:
         return self._folder(step) / f"rank{rank}.safetensors"
 
     def _sizes(self):
-        return {name: (self.path / name).stat().st_size
-                for name in LOGS if (self.path / name).exists()}
+        """{name: bytes} of the logs, and of the curricula that a later phase reads."""
+        files = [*(self.path / name for name in LOGS), *self.path.glob("iter*/curriculum.jsonl")]
+        return {str(file.relative_to(self.path)): file.stat().st_size
+                for file in files if file.exists()}
 
     def _commit(self):
         now = time.time()
@@ -316,74 +318,3 @@ class Directory:
         if len(whole) < len(rows):
             self.write_rows(name, whole)
         return whole
-
-
-class Stopper(threading.Thread):
-    """Ends the process in order on Ctrl-C, SIGTERM, or when the launcher is gone.
-
-    A thread of its own: the main thread may hang in a collective, where Python runs no signal
-    handler.
-
-    Attributes:
-        critical: lock held by the main thread while weights and logs change together.
-        stopping: set once the end has begun.
-    """
-
-    def __init__(self, directory, save, launched):
-        """
-        Args:
-            directory: the run's Directory.
-            save: function of the seconds that it may take, which saves the last finished step and
-                returns a sentence.
-            launched: whether a launcher started this process.
-        """
-        super().__init__(daemon=True)
-        self.directory, self.save = directory, save
-        self.critical, self.stopping = threading.RLock(), threading.Event()
-        self.ancestors = ancestors() if launched else None
-        self.launched = launched
-        self.pipe, write_end = os.pipe()
-        os.set_blocking(write_end, False)
-        signal.set_wakeup_fd(write_end)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)      # the thread reads the signal from the pipe
-        self.start()
-
-    def run(self):
-        while True:
-            ready, _, _ = select.select([self.pipe], [], [], 0.3)
-            if ready:
-                self.stop(os.read(self.pipe, 1)[0])
-            elif (self.directory.stop_file.exists()
-                  or (self.launched and ancestors() != self.ancestors)):
-                self.stop(signal.SIGTERM)
-
-    def stop(self, number):
-        """Save and end the process with the exit code that shells give to the signal."""
-        self.stopping.set()
-        with suppress(OSError):
-            self.directory.stop_file.touch()
-        deadline = time.time() + SAVE_SECONDS
-        sentence = "a step was under way"
-        try:
-            # A step that is changing the weights right now is finished first.
-            if self.critical.acquire(timeout=SAVE_SECONDS):
-                sentence = self.save(deadline - time.time())
-        except Exception as error:      # whatever it is, the process has to end
-            sentence = f"the last step could not be saved ({error})"
-        finally:
-            if self.directory.rank == 0:
-                print(f"\nstopped: {sentence}. The same command goes on from there.",
-                      file=sys.stderr, flush=True)
-            sys.stdout.flush()
-            os._exit(128 + number)
-
-
-def ancestors():
-    """(parent, grandparent) process ids. Under the launcher they are its two processes."""
-    parent = os.getppid()
-    try:
-        fields = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()
-        return parent, int(fields[1])
-    except OSError:          # no such process, or no /proc
-        return parent, 0

@@ -1,16 +1,15 @@
 """The Generator: task specifications, its prompt, reading its completion, and its reward terms
 (Tool-R0 sections 3.1 and 3.2, Eqs. 1, 2 and 5).
 
-The list of domains is the only thing about tasks that a person writes; who wants to teach a model
-their own APIs may also give the tools.
+The list of domains is all that a person writes about the tasks. To teach a model your own APIs, you
+give the tools as well.
 """
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from verify import (Task, canonical, grounded, is_placeholder, last_block, read_calls, read_tools,
-                    required_given)
+from verify import Task, canonical, grounded, last_block, read_calls, read_tools, required_given
 
 DOMAINS = {domain: 1.0 for domain in """
     finance healthcare productivity retail_ecommerce scheduling database cloud_infrastructure system
@@ -35,6 +34,8 @@ Copy every argument value literally into the question. The question is natural a
 never mentions tools. Other tools in the list are plausible but wrong."""
 
 TAGS = ("think", "question", "available_tools", "tool_call_answer")
+ECHOES = ("what the user says, with every argument value",      # the prompt above
+          "the user's question", "your question here", "question text")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,12 @@ def prompt(spec):
     if spec.menu is not None:
         request += f"\nThe tools, to be copied:\n{json.dumps(spec.menu, ensure_ascii=False)}"
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": request}]
+
+
+def longest_prompt(tools=None):
+    """The messages of the longest prompt there can be; with the user's tools, of their longest."""
+    menu = tools and sorted(tools, key=lambda tool: len(str(tool)))[-MOST_TOOLS:]
+    return prompt(Spec(OWN_DOMAIN, "multi_turn", MOST_TOOLS, 1, menu))
 
 
 class Draft(NamedTuple):
@@ -151,10 +158,18 @@ def curriculum_reward(draft, difficulty, semantic):
     return sum(terms) / len(terms) if terms and draft.tools and draft.calls else 0.0
 
 
-def reward(draft, difficulty, semantic, grounding=True):
-    """Reward parts of one completion, each in 0..1; the total is the sum (weights 1, 1, 1).
+def is_placeholder(question):
+    """Is the question an echo of the prompt, or under 8 characters?"""
+    text = question.strip().lower()
+    return (len(text) < 8 or text.startswith(("...", "<", "[", "{"))
+            or any(echo in text for echo in ECHOES))
 
-    A placeholder question gets 0 in all three; without a question block the other parts count.
+
+def reward(draft, difficulty, semantic, grounding=True):
+    """Reward parts of one completion, each in 0..1; the total is the sum (all weights are 1).
+
+    A placeholder question gets 0 in every part; without a question block the other parts count.
+    The names in this dict are the only ones: logs and tables take them from here.
 
     Args:
         draft: from `read`.
@@ -162,7 +177,8 @@ def reward(draft, difficulty, semantic, grounding=True):
         semantic: r_sem, the judge's score; None leaves it out.
         grounding: whether r_valid asks for grounded values.
     """
-    if draft.question is not None and is_placeholder(draft.question):
-        return {"format": 0.0, "validity": 0.0, "curriculum": 0.0}
-    return {"format": format_reward(draft), "validity": validity_reward(draft, grounding),
-            "curriculum": curriculum_reward(draft, difficulty, semantic)}
+    parts = {"format": format_reward(draft),
+             "validity": validity_reward(draft, grounding),
+             "curriculum": curriculum_reward(draft, difficulty, semantic)}
+    placeholder = draft.question is not None and is_placeholder(draft.question)
+    return dict.fromkeys(parts, 0.0) if placeholder else parts

@@ -171,19 +171,33 @@ def read_weights(path):
             raise BadCheckpoint(f"{file} is damaged ({error})") from None
 
 
+def matched(weights, shapes):
+    """The (name, tensor) pairs of a checkpoint that have a place in a model. BadCheckpoint names
+    a tensor of another shape, or one that is missing.
+
+    Args:
+        weights: pairs in any order.
+        shapes: {name: shape} of the model's parameters, tied ones once.
+    """
+    missing = dict(shapes)
+    for name, weight in weights:
+        if name not in missing:        # a tied output layer may be stored too
+            continue
+        shape = missing.pop(name)
+        if weight.shape != shape:
+            raise BadCheckpoint(f"a checkpoint's {name} has the shape {tuple(weight.shape)}, "
+                                f"not {tuple(shape)}")
+        yield name, weight
+    if missing:
+        raise BadCheckpoint(f"a checkpoint lacks the weights {', '.join(list(missing)[:3])}")
+
+
 @torch.no_grad()
 def fill(model, weights):
     """Write (name, tensor) pairs into a model in place."""
-    missing = dict(model.named_parameters())
-    for name, weight in weights:
-        if name in missing:        # a tied output layer may be stored too
-            param = missing.pop(name)
-            if param.shape != weight.shape:
-                raise BadCheckpoint(f"a checkpoint's {name} has the shape {tuple(weight.shape)}, "
-                                    f"not {tuple(param.shape)}")
-            param.copy_(weight)
-    if missing:
-        raise BadCheckpoint(f"a checkpoint lacks the weights {', '.join(list(missing)[:3])}")
+    params = dict(model.named_parameters())
+    for name, weight in matched(weights, {name: p.shape for name, p in params.items()}):
+        params[name].copy_(weight)
 
 
 def build(path, dtype=torch.float32, device="cpu"):
@@ -192,7 +206,7 @@ def build(path, dtype=torch.float32, device="cpu"):
     try:
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype,
-                                                     attn_implementation="grouped")
+                                                     attn_implementation="shared_prompt")
         if (folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -265,31 +279,32 @@ def choice_ids(tokenizer, messages, choices):
 
 
 # ---------------------------------------------------------------------------------------------
-# Attention among groups
+# Attention where completions share their prompt
 
 
-def grouped_attention(module, query, key, value, attention_mask, scaling, groups=None, **kwargs):
-    """transformers' own attention, unless the caller of the model passes `groups`, which then
-    attends."""
-    if groups is None:
+def shared_prompt_attention(module, query, key, value, attention_mask, scaling, layout=None,
+                            **kwargs):
+    """transformers' own attention, unless the caller of the model passes a `layout` (GroupCache or
+    Packed), which then attends."""
+    if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
                                       **kwargs)
-    return groups.attend(module, query, key, value, scaling), None
+    return layout.attend(module, query, key, value, scaling), None
 
 
-AttentionInterface.register("grouped", grouped_attention)
-AttentionMaskInterface.register("grouped", sdpa_mask)
+AttentionInterface.register("shared_prompt", shared_prompt_attention)
+AttentionMaskInterface.register("shared_prompt", sdpa_mask)
 
 
-def forward_groups(model, groups, ids, positions, cache=None):
-    """Last hidden states of a model, with `groups` in charge of attention.
+def hidden_states(model, layout, ids, positions, cache=None):
+    """Last hidden states of a model, with `layout` in charge of attention.
 
     Four-dimensional masks pass through the model as they are. This empty one makes any other
     attention function fail, where it would silently let completions see each other.
     """
     nothing = torch.zeros(1, 1, 1, 0, device=ids.device)
     return model.base_model(input_ids=ids, position_ids=positions, attention_mask=nothing,
-                            groups=groups, past_key_values=cache,
+                            layout=layout, past_key_values=cache,
                             use_cache=cache is not None).last_hidden_state
 
 
@@ -368,7 +383,7 @@ def pick(logits_BV, u_B, temperature):
 class GroupCache:
     """Keys and values of all layers: a prompt's once per group, a completion's once per row.
 
-    What a transformers model asks of a cache, `update`, and what `grouped_attention` does.
+    What a transformers model asks of a cache, `update`, and what `shared_prompt_attention` does.
     """
 
     def __init__(self, prefill, length_P, group_B, column):
@@ -485,7 +500,7 @@ class Decoder:
 
     def step(self):
         """The model reads the newest tokens, and we pick the next."""
-        hidden_B1D = forward_groups(self.lm.model, self.cache, self.last_B[:, None],
+        hidden_B1D = hidden_states(self.lm.model, self.cache, self.last_B[:, None],
                                     (self.length_B + self.t)[:, None], self.cache)
         self.t += 1
         self._pick(self.lm.model.lm_head(hidden_B1D[:, 0]))
@@ -652,8 +667,15 @@ def pack(groups, device):
                                            own_BC, group_B, seen_BCS, home_N)))
 
 
-def token_logprobs(model, packed, temperature=1.0, blocks=None):
+def token_logprobs(model, packed, temperature=1.0, tokens=None):
     """Log-probs of the completion tokens, for the policy, for old policies and for tests alike.
+
+    What it computes, for one completion and by the book:
+
+        ids_T = torch.tensor([prompt + completion])
+        logits_CV = model(ids_T).logits[0, len(prompt) - 1:-1] / temperature
+        logp_CV = torch.log_softmax(logits_CV, -1)
+        logp_C = logp_CV.gather(-1, torch.tensor(completion)[:, None])[:, 0]
 
     The log-softmax is in fp32, over blocks of tokens, and is computed again in backward: the (M, V)
     table of all M completion tokens never exists as a whole.
@@ -662,20 +684,22 @@ def token_logprobs(model, packed, temperature=1.0, blocks=None):
         model: a causal LM with `base_model` and `lm_head`.
         packed: from `pack`.
         temperature: that of the sampler, or the two would be different policies.
-        blocks: how many blocks to cut the tokens into; None: as many as `logit_blocks` says.
+        tokens: cut the logits into as many blocks as this many tokens need; None: as these M do.
+            Ranks that gather the output layer together give the largest number among them.
 
     Returns:
         (logp_BC, entropy_BC, mask_BC): C is the longest completion; log-probs and entropy (nats,
         without gradient) are 0 outside the mask. The mask comes from lengths, and holds the EOS.
     """
-    hidden_ND = forward_groups(model, packed, packed.ids_N[None], packed.position_N[None])[0]
+    hidden_ND = hidden_states(model, packed, packed.ids_N[None], packed.position_N[None])[0]
     mask_BC = packed.own_BC >= 0
     # A prompt's last token predicts the first of a completion, and each of those the next.
     last_P = packed.prompt_PT.max(1).values
     source_BC = torch.cat((last_P[packed.group_B][:, None], packed.own_BC[:, :-1]), 1)
     hidden_MD = hidden_ND.index_select(0, source_BC[mask_BC])
     target_M = packed.ids_N[packed.own_BC[mask_BC]]
-    blocks = blocks or logit_blocks(len(target_M), model.config.vocab_size)
+    # Blocks keep the fp32 logits within LOGITS_AT_ONCE elements each.
+    blocks = -(-(tokens or len(target_M)) * model.config.vocab_size // LOGITS_AT_ONCE)
     parts = [checkpoint(_block_logprobs, model.lm_head, hidden, target, temperature,
                         use_reentrant=False)
              for hidden, target in zip(hidden_MD.tensor_split(blocks),
@@ -684,11 +708,6 @@ def token_logprobs(model, packed, temperature=1.0, blocks=None):
     logp_BC, entropy_BC = (zeros_BC.masked_scatter(mask_BC, torch.cat(part))
                            for part in zip(*parts))
     return logp_BC, entropy_BC, mask_BC
-
-
-def logit_blocks(tokens, vocab_size):
-    """Blocks that keep the fp32 logits of `tokens` tokens within LOGITS_AT_ONCE elements each."""
-    return max(1, -(-tokens * vocab_size // LOGITS_AT_ONCE))
 
 
 def _block_logprobs(lm_head, hidden_MD, target_M, temperature):

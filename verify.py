@@ -1,19 +1,17 @@
 """What a tool, a call and a task are, and when a call is right.
 
-Nothing here executes a tool or evaluates model text: everything is decided by comparing JSON. Every
-reader is total: any string goes in, and a value or None comes out. Copy this file into another
-project as it is; it needs the standard library only.
+To use it elsewhere copy this file alone: it needs the standard library and nothing else. It runs no
+tool and evaluates no model text: everything is decided by comparing JSON. Readers of model text
+take any string and return a value or None; only `load_json` and `read_menu` raise, a ValueError.
 
-Covered: reading tagged blocks, calls and menus out of model text; value and call equality; schema
-and call checks; grounding of values in a question; task signatures for de-duplication. Not covered:
-whether a tool does what its description says, or whether an answer is wise.
+Covered: reading tagged blocks, calls and menus; equality of values and calls; checks of tools and
+calls; grounding of values in a question. Not covered: whether a tool does what its description
+says, or whether an answer is wise.
 """
-import ast
 import json
 import math
 import re
 import unicodedata
-import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -162,28 +160,24 @@ def normalise_call(element):
     {'name': 'f', 'arguments': {'x': 1}}
     """
     element = _unwrap(element)
-    if element is None:
-        return None
     key = "name" if "name" in element else "tool_name"
     name = element.get(key)
     if not isinstance(name, str) or not name.strip():
         return None
-    if "arguments" in element:
-        arguments = element["arguments"]
-        if isinstance(arguments, str):
-            try:
-                arguments = load_json(arguments)
-            except ValueError:
-                return None
-    else:
-        arguments = {k: v for k, v in element.items() if k != key}
+    beside = {k: v for k, v in element.items() if k != key}
+    arguments = element.get("arguments", beside)
+    if isinstance(arguments, str):
+        try:
+            arguments = load_json(arguments)
+        except ValueError:
+            return None
     return {"name": name.strip(), "arguments": arguments} if isinstance(arguments, dict) else None
 
 
 def _unwrap(element):
-    """The object inside {"function": {...}}, one with a name of its own as it is, else None."""
+    """The object inside {"function": {...}}, or one with a name of its own as it is; else {}."""
     if not isinstance(element, dict):
-        return None
+        return {}
     named, inner = "name" in element or "tool_name" in element, element.get("function")
     return inner if isinstance(inner, dict) and not named else element
 
@@ -192,12 +186,40 @@ def read_tools(text):
     """Menu in the text of a tools block as [{name, description, parameters, required}], or None."""
     try:
         value = load_json(text)
+        return list(map(_read_tool, value)) if isinstance(value, list) and value else None
     except ValueError:
         return None
-    if not isinstance(value, list) or not value or not all(isinstance(e, dict) for e in value):
-        return None
-    tools = [normalise_tool(element) for element in value]
-    return None if None in tools else tools
+
+
+def read_menu(value):
+    """Tools from a file that people wrote, as `normalise_tool` gives them.
+
+    Beside the spellings that it knows, a parameter may say {"required": true} of itself.
+
+    Args:
+        value: the content of the file, a JSON value.
+
+    Raises:
+        ValueError: names the first tool that is none, and why.
+
+    >>> read_menu([{"name": "f", "parameters": {"x": {"type": "string", "required": True}}}])[0]
+    {'name': 'f', 'description': '', 'parameters': {'x': {'type': 'string'}}, 'required': ['x']}
+    """
+    if not isinstance(value, list) or not value:
+        raise ValueError("not a JSON list of tools")
+    return [_take_flags(_read_tool(element, number)) for number, element in enumerate(value)]
+
+
+def _take_flags(tool):
+    """The tool with its parameters' own "required" taken into its list of them."""
+    parameters, required = {}, tool["required"]
+    for name, schema in tool["parameters"].items():
+        flag = schema.get("required")
+        if isinstance(flag, bool):                        # a list is a nested schema's own
+            schema = {key: value for key, value in schema.items() if key != "required"}
+            required = required + [name] if flag and name not in required else required
+        parameters[name] = schema
+    return tool | {"parameters": parameters, "required": required}
 
 
 def normalise_tool(element):
@@ -211,23 +233,32 @@ def normalise_tool(element):
     ...                 "required": ["x"]}})["required"]
     ['x']
     """
+    try:
+        return _read_tool(element)
+    except ValueError:
+        return None
+
+
+def _read_tool(element, number=0):
+    """`normalise_tool`, but a ValueError says why the element, the n-th of a list, is no tool."""
     element = _unwrap(element)
-    if element is None:
-        return None
     name, parameters = element.get("name"), element.get("parameters", {})
-    if not isinstance(name, str) or not name.strip() or not isinstance(parameters, dict):
-        return None
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"tool {number} has no name")
+    if not isinstance(parameters, dict):
+        raise ValueError(f"tool {name!r}: its parameters are no object")
     required = _names(element.get("required"))
     if isinstance(parameters.get("required"), list):
         required += _names(parameters["required"])
         parameters = {p: schema for p, schema in parameters.items() if p != "required"}
     properties = parameters.get("properties")
-    if isinstance(properties, dict) and _all_dicts(properties):
+    if isinstance(properties, dict) and all(isinstance(s, dict) for s in properties.values()):
         parameters = properties
     elif parameters.get("type") == "object":      # a JSON schema without properties
         parameters = {}
-    if not _all_dicts(parameters):
-        return None
+    for parameter, schema in parameters.items():
+        if not isinstance(schema, dict):
+            raise ValueError(f"tool {name!r}: parameter {parameter!r} has no schema object")
     description = element.get("description")
     return {"name": name.strip(),
             "description": description if isinstance(description, str) else "",
@@ -236,10 +267,6 @@ def normalise_tool(element):
 
 def _names(value):
     return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
-
-
-def _all_dicts(schemas):
-    return all(isinstance(schema, dict) for schema in schemas.values())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -284,8 +311,9 @@ def values_equal(a, b):
 
 
 def calls_equal(predicted, gold):
-    """Do two lists of calls match one to one, in any order? Never with more than MAX_ITEMS calls:
-    numbers whose hashes collide would make the comparison quadratic.
+    """Do two lists of calls match one to one, in any order?
+
+    False for more than MAX_ITEMS calls: numbers whose hashes collide make the comparison quadratic.
 
     >>> f, g = {"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}
     >>> calls_equal([f, g], [g, f]), calls_equal([f, f], [f])
@@ -301,69 +329,8 @@ def canonical_call(call):
     return call["name"], canonical(call["arguments"])
 
 
-def answers_equal(predicted, gold):
-    """`calls_equal` as evaluation needs it, for gold that others wrote: a null and an absent
-    argument are equal too, and so are a list or dict and the string that is its JSON or Python
-    literal.
-
-    >>> answers_equal([{"name": "f", "arguments": {"x": ["a"], "y": None}}],
-    ...               [{"name": "f", "arguments": {"x": "['a']"}}])
-    True
-    """
-    return calls_equal(map(loosen_call, predicted), map(loosen_call, gold))
-
-
-def loosen_call(call):
-    """The call without its null arguments, and with strings that hold a list or dict read."""
-    return {"name": call["name"], "arguments": {name: loosen(value) for name, value
-                                                in call["arguments"].items() if value is not None}}
-
-
-def loosen(value):
-    """The value with every string in it that is the literal of a list or dict replaced by that."""
-    if isinstance(value, str):
-        container = read_literal(value)
-        return value if container is None else loosen(container)
-    if isinstance(value, list):
-        return list(map(loosen, value))
-    return {k: loosen(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def read_literal(text):
-    """The list or dict whose JSON or Python literal the text is, or None. Never raises.
-
-    >>> read_literal("['a', True, None]"), read_literal("[1"), read_literal("12")
-    (['a', True, None], None, None)
-    """
-    text = text.strip()
-    if len(text) > MAX_QUESTION or (text[:1], text[-1:]) not in (("[", "]"), ("{", "}")):
-        return None
-    try:
-        return load_json(text)
-    except ValueError:
-        pass
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")        # the compiler's opinion on odd escapes
-            value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return None
-    return value if _is_json(value, MAX_DEPTH) else None
-
-
-def _is_json(value, depth):
-    """Could the value stand in JSON, with containers nested `depth` deep at most?"""
-    if isinstance(value, list):
-        return depth > 0 and all(_is_json(child, depth - 1) for child in value)
-    if isinstance(value, dict):
-        return depth > 0 and all(isinstance(key, str) and _is_json(child, depth - 1)
-                                 for key, child in value.items())
-    return (value is None or isinstance(value, (str, bool, int))
-            or (isinstance(value, float) and math.isfinite(value)))
-
-
 # ---------------------------------------------------------------------------------------------
-# Checks on tools, calls and questions
+# Checks on tools and calls, and the grounding of values
 
 
 def tool_problem(tools):
@@ -407,8 +374,7 @@ def call_problem(calls, tools):
 
 
 def required_given(call, menu):
-    """Does the call's tool stand in the menu {name: tool},
-    with all its required arguments given?"""
+    """Is the call's tool in the menu {name: tool}, and are its required arguments all given?"""
     return call["name"] in menu and set(menu[call["name"]]["required"]) <= set(call["arguments"])
 
 
@@ -454,7 +420,7 @@ def grounded(calls, question):
 
 
 def _leaves(value):
-    """What stands in nested lists and dicts; an empty one is a leaf, and is never grounded."""
+    """The values inside nested lists and dicts. An empty one counts as a value, never grounded."""
     if not value or not isinstance(value, (list, dict)):
         return [value]
     children = value.values() if isinstance(value, dict) else value
@@ -473,43 +439,3 @@ def _stands_in(value, text):
         if re.fullmatch(r"[1-9]\d{3,17}", form, re.ASCII):
             forms.add(f"{int(form):,}".replace(",", " "))
     return "" not in forms and any(f" {form} " in text for form in forms)
-
-
-_STOCK = re.compile(r"\b(capital of|define|explain|summari[sz]e|poem|joke)\b", re.IGNORECASE)
-_WH_IS = re.compile(r"\s*(what|who|when|where)(\s+is|['\u2019]s)\b", re.IGNORECASE)
-_CJK = re.compile("[\u1100-\u11ff\u3040-\u30ff\u3100-\u312f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-                  "\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]")
-_ECHOES = ("what the user says, with every argument value",      # the Generator's prompt
-           "the user's question", "your question here", "question text")
-
-
-def is_placeholder(question):
-    """Is the question an echo of the prompt, or under 8 characters?"""
-    text = question.strip().lower()
-    return (len(text) < 8 or text.startswith(("...", "<", "[", "{"))
-            or any(echo in text for echo in _ECHOES))
-
-
-def question_problem(question, calls):
-    """First reason why a question is refused for the curriculum, or None."""
-    if is_placeholder(question):
-        return "question_placeholder"
-    if len(question) > MAX_QUESTION:
-        return "question_too_long"
-    if len(question.strip()) < 25:
-        return "question_too_short"
-    if _CJK.search(question):
-        return "question_cjk"
-    simple = len(calls) == 1 and len(calls[0]["arguments"]) <= 1
-    if _STOCK.search(question) or (simple and _WH_IS.match(question)):
-        return "question_stock"
-    return None
-
-
-def signature(task):
-    """What makes two tasks the same: the question in lower case with digits folded, the names in
-    the menu, and the names in the calls. Hashable."""
-    question = re.sub(r"\d+", "0", " ".join(task.question.lower().split()))
-    tools = tuple(sorted((t["name"], tuple(sorted(t["parameters"]))) for t in task.tools))
-    calls = tuple(sorted((c["name"], tuple(sorted(c["arguments"]))) for c in task.answer))
-    return question, tools, calls

@@ -56,7 +56,7 @@ def measure(args):
         num_hidden_layers=1, num_attention_heads=args.hidden // 64, num_key_value_heads=2,
         tie_word_embeddings=True)
     with torch.device(args.device):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="grouped")
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="shared_prompt")
     length = args.tokens // 4
     ids = torch.randint(VOCABULARY, (4, 16 + length)).tolist()
     rollouts = [lms.Rollout(row[:16], row[16:], "", True, []) for row in ids]

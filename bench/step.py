@@ -18,15 +18,16 @@ import time
 import warnings
 from types import SimpleNamespace
 
+import run      # noqa: F401  before torch: how threads wait, which both workers inherit
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import common
+import engine
 import grpo
 import model as lms
-import selfplay      # noqa: F401  sets how OpenMP threads wait, which both workers inherit
 import solver
 import tiny
 
@@ -39,14 +40,13 @@ def reward(text, answer):
 
 def our_steps(args, tasks):
     """Do one step for each line that comes in; say how many seconds it took."""
-    device = grpo.init_distributed()
+    device = engine.init_distributed()
     tokenizer = lms.load_tokenizer(tiny.PATH)
     lm = lms.load(tiny.PATH, tokenizer, device=device)
-    config = SimpleNamespace(learning_rate=RATE, dtype="fp32", max_grad_norm=1.0, epsilon=0.2,
-                             inner_updates=1, micro_tokens=args.micro_tokens,
-                             gradient_checkpointing=False, deepspeed="", assert_invariants=False)
-    trainer = grpo.Trainer(lms.build(tiny.PATH, device=device), config)
-    trainer.load(lms.read_weights(tiny.PATH))
+    made = engine.Engine(lms.build(tiny.PATH, device=device), SimpleNamespace(
+        learning_rate=RATE, dtype="fp32", max_grad_norm=1.0, gradient_checkpointing=False,
+        deepspeed=""))
+    made.load(lms.read_weights(tiny.PATH))
     prompts = [lms.encode_chat(tokenizer, solver.prompt(task.question, task.tools))
                for task in tasks]
 
@@ -54,8 +54,8 @@ def our_steps(args, tasks):
         groups = lms.sample(lm, prompts, GROUP, (n,), 1.0, MOST, len(prompts) * GROUP)
         rewards = [[reward(rollout.text, task.answer) for rollout in group]
                    for group, task in zip(groups, tasks)]
-        trainer.update(trainer.backward(groups, torch.tensor(rewards)), RATE)
-        trainer.copy_to(lm.model)
+        grpo.step(made, groups, torch.tensor(rewards), RATE, args.micro_tokens)
+        made.copy_to(lm.model)
 
     for n in range(args.rounds + 1):
         input()

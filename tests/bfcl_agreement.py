@@ -26,8 +26,7 @@ from types import ModuleType, SimpleNamespace
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-import benchmarks
-import score
+from benchmarks import gold as accepted_values, loaders, score
 from damages import KINDS as DAMAGES, damages
 
 GOLD_THAT_THEY_REFUSE = {
@@ -37,7 +36,7 @@ GOLD_THAT_THEY_REFUSE = {
     "live_multiple_964-207-0": "the gold lacks a required argument",
     "live_multiple_1038-265-0": "null is the only accepted value; absent is the same to us",
 }
-CATEGORIES = [name for name in benchmarks.CATEGORIES if name != "irrelevance"]
+CATEGORIES = [name for name in loaders.CATEGORIES if name != "irrelevance"]
 
 
 def load_judge():
@@ -56,8 +55,7 @@ def load_judge():
 
 
 def respellings(gold, accepted, rng):
-    """{kind: calls}: answers that differ from the gold in form,
-    of which the judges may think differently."""
+    """{kind: calls}: answers that differ from the gold in form; the judges may differ on them."""
     found = {"gold": gold, "calls reversed": gold[::-1]}
     n = rng.randrange(len(gold))
     values = gold[n]["arguments"]
@@ -83,7 +81,7 @@ def respellings(gold, accepted, rng):
     for kind, pick in (("last accepted values", -1), ("optional arguments given", 0)):
         calls = copy.deepcopy(gold)
         for key, choices in accepted[n]["arguments"].items():
-            plain = [benchmarks.plain(choice) for choice in choices if choice not in ("", None)]
+            plain = [accepted_values.plain(choice) for choice in choices if choice not in ("", None)]
             if plain and (pick == -1 or None in choices):
                 calls[n]["arguments"][key] = plain[pick]
         if calls != gold:
@@ -103,9 +101,9 @@ def read_by_id(path):
 
 def compare(data, seed=0):
     """[(damage, category, ours, theirs, their error, row id, calls)] over all categories."""
-    judge, folder, results = load_judge(), benchmarks.bfcl_folder(Path(data)), []
+    judge, folder, results = load_judge(), loaders.bfcl_folder(Path(data)), []
     rows = defaultdict(list)
-    for row in benchmarks.bfcl(Path(data)):
+    for row in loaders.bfcl(Path(data)):
         rows[row.part].append(row)
     for category in CATEGORIES:
         name = f"BFCL_v4_{category}.json"

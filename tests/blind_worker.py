@@ -9,13 +9,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main():
-    place, *settings = sys.argv[1:]
+    place, port, *settings = sys.argv[1:]
     ranks = []
     for rank in range(2):
         home = Path(place) / f"node{rank}"
         home.mkdir()
         env = os.environ | {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2",
-                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29641",
+                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                             "PYTHONPATH": str(ROOT)}
         ranks.append(subprocess.Popen(
             [sys.executable, str(ROOT / "selfplay.py"), "--run_dir", "run", *settings],

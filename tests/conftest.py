@@ -18,7 +18,7 @@ SMALL = ["--iterations", 1, "--generator_steps", 4, "--solver_steps", 3, "--gene
          "--heldout_tasks", 16, "--save_every", 2]
 
 
-def start(*command, variables=None, **options):
+def start(*command, variables=None, cwd=ROOT, **options):
     """A command in the project's directory, in a process group of its own.
 
     Args:
@@ -29,7 +29,7 @@ def start(*command, variables=None, **options):
                            "MASTER_ADDR", "MASTER_PORT")}
     env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "PYTHONPATH": str(ROOT)}
     env |= {name: str(value) for name, value in (variables or {}).items()}
-    return subprocess.Popen([str(part) for part in command], cwd=ROOT, env=env, text=True,
+    return subprocess.Popen([str(part) for part in command], cwd=cwd, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             start_new_session=True, **options)
 

@@ -58,8 +58,7 @@ FRAGMENTS = [
 
 
 def check(text):
-    """Every public function that takes model text, on one text.
-    Returns what was reached: a set of names."""
+    """Call every public function that takes model text. Returns the names of what was reached."""
     reached = check_json(text) | check_solver(text) | check_generator(text)
     stripped = verify.strip_fence(text)
     assert len(stripped) <= len(text)
@@ -67,9 +66,9 @@ def check(text):
         block = verify.last_block(text, tag)
         assert block is None or block in text
         assert block is None or f"</{tag}>" not in block and f"<{tag}>" not in block
-    verify.is_placeholder(text)
+    generator.is_placeholder(text)
     for calls in ([], GOLD, [{"name": text, "arguments": {text: text, "x": [text, {text: None}]}}]):
-        verify.question_problem(text, calls)
+        curriculum.question_problem(text, calls)
         assert verify.grounded(calls, text) in (True, False)
         verify.call_problem(calls, json.loads(TOOLS))
         assert verify.calls_equal(calls, calls)
@@ -130,7 +129,7 @@ def check_generator(text):
         assert problem == "unparsed"
         return set()
     assert verify.Task(**json.loads(json.dumps(asdict(task)))).answer == task.answer
-    hash(verify.signature(task))
+    hash(curriculum.signature(task))
     curriculum.judge_prompt(task)
     solver.prompt(task.question, task.tools)
     if problem is None:

@@ -4,13 +4,13 @@ Arguments: "reward" or "weights", then those of selfplay.py.
 """
 import sys
 
-import torch
-
-import generator
-import grpo
 import selfplay
 
-real_reward, real_copy, calls = generator.reward, grpo.Trainer.copy_to, []
+import engine
+import generator
+import torch
+
+real_reward, real_copy, calls = generator.reward, engine.Engine.copy_to, []
 
 
 def reward(*args):
@@ -19,9 +19,9 @@ def reward(*args):
     return parts | {"format": float("nan")} if len(calls) == 14 else parts
 
 
-def copy_to(trainer, model):
+def copy_to(made, model):
     calls.append(1)
-    real_copy(trainer, model)
+    real_copy(made, model)
     if len(calls) == 2:
         torch.nn.init.constant_(model.model.norm.weight, float("nan"))
 
@@ -30,5 +30,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "reward":
         generator.reward = reward
     else:
-        grpo.Trainer.copy_to = copy_to
+        engine.Engine.copy_to = copy_to
     selfplay.main(sys.argv[2:])

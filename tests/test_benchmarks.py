@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-import benchmarks
 import fixtures
-import score
+from benchmarks import loaders, score
 from damages import damages
 
 SHARED = Path(__file__).parents[2] / "shared" / "benchmarks"       # development data, if present
@@ -41,7 +40,7 @@ def check_gold_and_damages(rows):
 
 @pytest.mark.parametrize("name", SETS)
 def test_gold_is_right_and_damage_is_wrong(name, data):
-    rows = benchmarks.load(name, data)
+    rows = loaders.load(name, data)
     assert len({row.id for row in rows}) == len(rows)
     check_gold_and_damages(rows)
 
@@ -52,20 +51,20 @@ def test_gold_is_right_and_damage_is_wrong(name, data):
 def test_real_files(name, count):
     if not SHARED.exists():
         pytest.skip("needs the benchmarks beside the project")
-    rows = benchmarks.load(name, SHARED)
+    rows = loaders.load(name, SHARED)
     assert len(rows) >= count
     check_gold_and_damages(rows)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bfcl_eval") is None, reason="needs bfcl-eval")
 def test_real_bfcl():
-    rows = benchmarks.load("bfcl", Path("nowhere"))
+    rows = loaders.load("bfcl", Path("nowhere"))
     assert len(rows) == 400 + 3 * 200 + 258 + 1053 + 240
     check_gold_and_damages(rows)
 
 
 def test_hammers_oddities(data):
-    first, keyed, absent = benchmarks.load("toolalpaca", data)
+    first, keyed, absent = loaders.load("toolalpaca", data)
     assert first.id == "toolalpaca_0" and len(first.task.answer) == 3
     weather, now = first.task.tools
     assert weather == {"name": "get-weather", "description": "", "required": ["city"],
@@ -74,19 +73,19 @@ def test_hammers_oddities(data):
         "from": {"type": "string, datetime obj", "description": "First day.", "default": "today"}}}
     # What it returns is left out.
     assert set(now) == {"name", "description", "parameters", "required"}
-    seal, = benchmarks.load("sealtools", data)
+    seal, = loaders.load("sealtools", data)
     assert seal.task.answer == [fixtures.call("isPrime", n="7", sure="True")]
     assert seal.task.tools[0]["required"] == ["n"]
     for answer in ({"n": 7, "sure": True}, {"n": "7.0", "sure": "true"}):
         assert score.judge(seal, text([{"name": "isPrime", "arguments": answer}])).error is None
-    raven, = benchmarks.load("nexusraven", data)
+    raven, = loaders.load("nexusraven", data)
     assert raven.task.tools[0]["parameters"]["data"]["required"] == ["text"]
     answer = {"ip": "1.2.3.4", "data": '{"text": "bad", "tags": []}', "tags": "['a', 'b']"}
     assert score.judge(raven, text([{"name": "comment", "arguments": answer}])).error is None
 
 
 def test_api_banks_conversation(data):
-    row, twin = benchmarks.load("apibank_l1", data)
+    row, twin = loaders.load("apibank_l1", data)
     assert row.task.question == (
         "User: Book a room for Ann and Bob.\nAgent: When?\n"
         'Call: [{"name": "Calendar", "arguments": {}}]\n'
@@ -99,11 +98,11 @@ def test_api_banks_conversation(data):
 
 
 def test_snips_offers_all_intents(data):
-    rows = benchmarks.load("snips", data)
+    rows = loaders.load("snips", data)
     assert len(rows) == 14 and rows[3].id == "BookRestaurant_1" and rows[3].part == "BookRestaurant"
     assert rows[3].task.question == "do it 1 now"
     assert rows[3].task.answer == [fixtures.call("BookRestaurant", thing="it 1", slot_1="now")]
-    assert [tool["name"] for tool in rows[0].task.tools] == list(benchmarks.INTENTS)
+    assert [tool["name"] for tool in rows[0].task.tools] == list(loaders.INTENTS)
     assert rows[0].task.tools[0]["description"] == "Add To Playlist."
     assert rows[0].task.tools[0]["parameters"] == dict.fromkeys(("slot_0", "slot_1", "thing"),
                                                                 {"type": "string"})
@@ -146,13 +145,13 @@ def play(**arguments):
     ("live_multiple_0", [play(artist="Abba", minutes=5)], True),
 ])
 def test_bfcl_accepts_several_values(row_id, calls, right, data):
-    row, = (row for row in benchmarks.load("bfcl", data) if row.id == row_id)
+    row, = (row for row in loaders.load("bfcl", data) if row.id == row_id)
     assert (score.judge(row, text(calls)).error is None) is right
 
 
 def test_bfcl_questions_and_parts(data):
-    rows = {row.id: row for row in benchmarks.load("bfcl", data)}
-    assert list(dict.fromkeys(row.part for row in rows.values())) == list(benchmarks.CATEGORIES)
+    rows = {row.id: row for row in loaders.load("bfcl", data)}
+    assert list(dict.fromkeys(row.part for row in rows.values())) == list(loaders.CATEGORIES)
     assert rows["multiple_0"].task.question == "Do it, please."
     assert rows["live_simple_0"].task.question == "System: Be kind.\nUser: Do it, please."
     assert rows["simple_python_0"].task.tools[0]["required"] == ["artist"]
@@ -165,7 +164,7 @@ def test_bfcl_questions_and_parts(data):
     ('<tool_call_answer>[{"name": "make"', ("format", "block not closed")),
     ('<tool_call_answer>[{"name": "make"}]</tool_call_answer>', ("structural", "extra call"))])
 def test_irrelevance(answer, error, data):
-    row = next(row for row in benchmarks.load("bfcl", data) if row.part == "irrelevance")
+    row = next(row for row in loaders.load("bfcl", data) if row.part == "irrelevance")
     assert score.judge(row, answer).error == error
 
 
@@ -181,7 +180,7 @@ def test_variants_of_hammers_format(tmp_path):
              "answers": [{"name": "f", "parameters": {"ip": "1"}}]}]
     (tmp_path / "hammer/data/test/original").mkdir(parents=True)
     (tmp_path / "hammer/data/test/original/NexusRaven.json").write_text(json.dumps(rows))
-    loaded = benchmarks.load("nexusraven", tmp_path)
+    loaded = loaders.load("nexusraven", tmp_path)
     assert all(row.task == loaded[0].task for row in loaded)
     assert loaded[0].task.tools == [{"name": "f", "description": "F.", "required": ["ip"],
                                      "parameters": {"ip": {"type": "string"}}}]
@@ -195,17 +194,18 @@ def test_variants_of_hammers_format(tmp_path):
     {"query": "q", "tools": [fixtures.TIME], "answers": [{"name": "now"}]},
     {"query": [{"role": "king", "content": "x"}], "tools": [fixtures.TIME], "answers": []},
     {"query": [7], "tools": [fixtures.TIME], "answers": []},
+    {"query": [{"role": [], "content": "x"}], "tools": [fixtures.TIME], "answers": []},
     {"query": "q", "tools": "[", "answers": []}])
 def test_a_broken_row_keeps_its_place(broken, tmp_path):
     (tmp_path / "hammer").mkdir()
     (tmp_path / "hammer/toolalpaca.json").write_text(json.dumps([fixtures.TOOLALPACA[0], broken]))
-    good, bad = benchmarks.load("toolalpaca", tmp_path)
+    good, bad = loaders.load("toolalpaca", tmp_path)
     assert good.problem is None and bad.id == "toolalpaca_1" and bad.problem
     verdict = score.judge(bad, None, "broken row")
     assert verdict.error == ("not asked", "broken row")
     with pytest.raises(ValueError, match="no row can be read"):
         (tmp_path / "hammer/toolalpaca.json").write_text(json.dumps([broken]))
-        benchmarks.load("toolalpaca", tmp_path)
+        loaders.load("toolalpaca", tmp_path)
 
 
 def test_broken_rows_of_snips_and_bfcl(tmp_path):
@@ -213,12 +213,12 @@ def test_broken_rows_of_snips_and_bfcl(tmp_path):
     place = data / "snips/RateBook/validate_RateBook.json"
     twice = {"data": [{"text": "a", "entity": "s"}, {"text": "b", "entity": "s"}]}
     place.write_text(json.dumps({"RateBook": [*fixtures.SNIPS["RateBook"], {"data": 3}, twice]}))
-    bad = [row for row in benchmarks.load("snips", data) if row.problem]
+    bad = [row for row in loaders.load("snips", data) if row.problem]
     assert [row.id for row in bad] == ["RateBook_2", "RateBook_3"] and "twice" in bad[1].problem
     place = data / "bfcl_eval/data/BFCL_v4_parallel.json"
     place.write_text(place.read_text()
                      + '{"id": "parallel_9", "question": [], "function": []}\n{"id"\n')
-    bad = [row for row in benchmarks.load("bfcl", data) if row.problem]
+    bad = [row for row in loaders.load("bfcl", data) if row.problem]
     assert [row.id for row in bad] == ["parallel_9", "parallel_line2"]
 
 
@@ -227,7 +227,7 @@ def test_a_broken_file_is_one_line(content, tmp_path):
     (tmp_path / "hammer").mkdir()
     (tmp_path / "hammer/sealtool.json").write_bytes(content)
     with pytest.raises(ValueError) as error:
-        benchmarks.load("sealtools", tmp_path)
+        loaders.load("sealtools", tmp_path)
     assert "sealtool.json" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -236,19 +236,19 @@ def test_missing_files_are_named(tmp_path, monkeypatch):
     for name, named in (("apibank_l2", "apibank_l2.json"), ("snips", "validate_AddToPlaylist.json"),
                         ("bfcl", "pip install --no-deps bfcl-eval")):
         with pytest.raises(ValueError, match=named):
-            benchmarks.load(name, tmp_path)
+            loaders.load(name, tmp_path)
 
 
 def test_bfcl_is_found_in_the_installed_package(data, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(data))
     (data / "bfcl_eval/__init__.py").write_text("raise RuntimeError('imported')")
-    assert benchmarks.bfcl_folder(tmp_path) == data / "bfcl_eval/data"
+    assert loaders.bfcl_folder(tmp_path) == data / "bfcl_eval/data"
 
 
 def test_a_limit_spreads_over_the_set(data):
-    ids = [row.id for row in benchmarks.load("snips", data, 7)]
-    assert ids == [f"{intent}_0" for intent in benchmarks.INTENTS]
-    assert len(benchmarks.load("snips", data, 1000)) == 14
+    ids = [row.id for row in loaders.load("snips", data, 7)]
+    assert ids == [f"{intent}_0" for intent in loaders.INTENTS]
+    assert len(loaders.load("snips", data, 1000)) == 14
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bfcl_eval") is None, reason="needs bfcl-eval")

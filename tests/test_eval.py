@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-import benchmarks
 import eval as evaluation
 import fixtures
-import results
-import score
 import tiny
 import verify
+from benchmarks import gold, loaders, results, score
+from conftest import free_port
 from fixtures import call
 
 ROOT = tiny.PATH.parent
@@ -30,7 +29,12 @@ def text(calls):
 # Equality
 
 
-@pytest.mark.parametrize("predicted, gold, equal", [
+def equal(a, b):
+    """Are two calls equal where others wrote the gold?"""
+    return score.calls_error(verify.Calls([a]), [b], loosened=True) is None
+
+
+@pytest.mark.parametrize("predicted, wanted, same", [
     (5, "5.0", True), ("05", 5, False), ("five", 5, False), ("a  b ", "a b", True),
     ("Oslo", "oslo", False),
     (True, "true", True), ("False", False, True), (True, 1, False), ([1, "2"], ["1", 2], True),
@@ -41,18 +45,28 @@ def text(calls):
     ("['a']", ["a"], True), ({"k": [1]}, "{'k': ['1']}", True), ({"k": "[1]"}, {"k": [1]}, True),
     (["\\d"], r"['\d']", True), (["b"], "['a']", False), ([1], "(1,)", False),
     ("[a]", "[b]", False), (None, "", False),
-    ("", None, False),
-    ([], "[]", True), ([], {}, False), (1, [1], False)])
-def test_equality_of_evaluation(predicted, gold, equal):
-    for a, b in ((predicted, gold), (gold, predicted)):
-        assert verify.answers_equal([call("f", x=a)], [call("f", x=b)]) is equal
+    ("", None, False), ([], "[]", True), ([], {}, False), (1, [1], False)])
+def test_which_values_are_equal_where_others_wrote_the_gold(predicted, wanted, same):
+    for a, b in ((predicted, wanted), (wanted, predicted)):
+        assert equal(call("f", x=a), call("f", x=b)) is same
 
 
-def test_null_and_absent_are_equal_in_evaluation_only():
-    null, absent = [call("f", x=1, y=None)], [call("f", x=1)]
-    assert verify.answers_equal(null, absent) and verify.answers_equal(absent, null)
-    assert not verify.calls_equal(null, absent)
-    assert not verify.calls_equal([call("f", x=["a"])], [call("f", x="['a']")])
+def test_null_and_absent_are_equal_where_others_wrote_the_gold_only():
+    null, absent = call("f", x=1, y=None), call("f", x=1)
+    assert equal(null, absent) and equal(absent, null)
+    assert score.error_of(text([null]), [absent]) == ("structural", "extra argument")
+    assert score.error_of(text([absent]), [null]) == ("structural", "missing argument")
+    assert score.error_of(text([call("f", x=["a"])]), [call("f", x="['a']")]) is not None
+
+
+def test_the_tiny_set_is_scored_as_strictly_as_a_run(tmp_path):
+    row = loaders.load("tiny", tmp_path, 1)[0]
+    null = [gold | {"arguments": gold["arguments"] | {"spare": None}} for gold in row.task.answer]
+    assert score.judge(row, text(row.task.answer)).error is None
+    assert score.judge(row, text(null)).error == ("structural", "extra argument")
+    other = loaders.load("toolalpaca", fixtures.write_all(tmp_path / "data"))[0]
+    null = [gold | {"arguments": gold["arguments"] | {"spare": None}} for gold in other.task.answer]
+    assert score.judge(other, text(null)).error is None
 
 
 @pytest.mark.parametrize("literal", [
@@ -62,13 +76,12 @@ def test_null_and_absent_are_equal_in_evaluation_only():
     "[" + "1," * 15_000 + "]",
     "[" * 40 + "]" * 40, "[('a', 1)]", "]", "["])
 def test_what_is_no_literal(literal):
-    assert verify.read_literal(literal) is None
+    assert gold.read_literal(literal) is None
 
 
 @given(st.text() | st.text("[]{}'\"\\:, 1-a").map(lambda inside: f"[{inside}]"))
 def test_any_string_may_be_compared(string):
-    verify.read_literal(string)
-    assert verify.answers_equal([call("f", x=string)], [call("f", x=string)])
+    assert equal(call("f", x=string), call("f", x=string))
 
 
 # One answer
@@ -77,7 +90,13 @@ def test_any_string_may_be_compared(string):
 F, G = call("f", x=1, y="a"), call("g")
 
 
-@pytest.mark.parametrize("answer, gold, error", [
+def test_a_null_argument_is_missing_where_others_wrote_the_gold():
+    null = text([call("f", x=1, y=None)])
+    assert score.error_of(null, [F], loosened=True) == ("structural", "missing argument")
+    assert score.error_of(null, [F]) == ("semantic", "wrong value")
+
+
+@pytest.mark.parametrize("answer, wanted, error", [
     (text([F, G]), [G, F], None), (text([]), [], None), ("", [], None),
     ("<think>Hm.</think>", [F], ("format", "no block")),
     ("<tool_call_answer>[", [F], ("format", "block not closed")),
@@ -89,14 +108,13 @@ F, G = call("f", x=1, y="a"), call("g")
     (text([F, G]), [F], ("structural", "extra call")),
     (text([G]), [F], ("structural", "wrong name")),
     (text([call("f", x=1)]), [F], ("structural", "missing argument")),
-    (text([call("f", x=1, y=None)]), [F], ("structural", "missing argument")),
     (text([call("f", x=1, y="a", z=2)]), [F], ("structural", "extra argument")),
     (text([call("f", x=1, z="a")]), [F], ("structural", "missing argument")),
     (text([F, call("f", x=1)]), [call("f", x=2), call("f", y=3)], ("structural", "extra argument")),
     (text([call("f", x=2, y="a"), G]), [G, F], ("semantic", "wrong value"))])
-def test_classes_and_kinds_of_errors(answer, gold, error):
-    assert score.error_of(answer, gold) == error
-    assert score.error_class(answer, gold) == (error and error[0])
+def test_every_wrong_answer_has_its_class_and_kind(answer, wanted, error):
+    assert score.error_of(answer, wanted) == score.error_of(answer, wanted, loosened=True) == error
+    assert score.error_class(answer, wanted) == (error and error[0])
     assert error is None or error[1] in score.KINDS[error[0]]
 
 
@@ -110,7 +128,7 @@ def test_names_of_credentials(name, yes):
 
 
 def test_unknowable_credentials(tmp_path):
-    row = benchmarks.load("toolalpaca", fixtures.write_all(tmp_path / "data"))[1]
+    row = loaders.load("toolalpaca", fixtures.write_all(tmp_path / "data"))[1]
     assert score.unknowable(row.task) == {("rates", "access_key")}
     for calls, strict, loose in (
             ([call("rates", access_key="K-123", base="EUR")], True, True),
@@ -127,8 +145,8 @@ def test_unknowable_credentials(tmp_path):
 def test_hammers_counts():
     calls = verify.Calls([call("f", a=1, b="x"), call("h", a=1)], malformed=1)
     # Names: f is right, of f, h and the malformed one. Parameters: f's a is right, of a, b, a.
-    gold = [call("f", a="1", b="y", c=""), call("g")]
-    assert score.hammer_counts(calls, gold) == (1, 3, 2, 1, 3, 2)
+    wanted = [call("f", a="1", b="y", c=""), call("g")]
+    assert score.hammer_counts(calls, wanted) == (1, 3, 2, 1, 3, 2)
     assert score.hammer_counts(None, [call("f", a=1)]) == (0, 1, 1, 0, 0, 1)
     assert score.f1(1, 3, 2) == pytest.approx(0.4) and score.f1(0, 0, 0) == 1
 
@@ -150,7 +168,7 @@ def test_statistics_by_hand():
 def test_overlaps_of_eight_words():
     task = verify.Task("Please tell me: what is the weather in Rome today?", [], [])
     short = verify.Task("What is the weather?", [], [])
-    rows = [benchmarks.Row("r0", task), benchmarks.Row("r1", short)]
+    rows = [loaders.Row("r0", task), loaders.Row("r1", short)]
     questions = ["And tell me what IS the weather, in Rome!",
                  "what is the weather in rome on Sunday, tell me",
                  "What is the weather?"]
@@ -161,7 +179,7 @@ def test_the_papers_five_are_averaged(tmp_path):
     """Means by hand: API-Bank is the mean of its levels, and the total the mean of five."""
     data, verdicts = fixtures.write_all(tmp_path / "data"), {}
     for name in ("toolalpaca", "sealtools", "nexusraven", "apibank_l1", "apibank_l2", "snips"):
-        rows = benchmarks.load(name, data)
+        rows = loaders.load(name, data)
         right = {"toolalpaca": 1, "apibank_l1": 1, "snips": 7}.get(name, len(rows))
         verdicts[name] = [score.judge(row, text(row.task.answer) if i < right else "")
                           for i, row in enumerate(rows)]
@@ -218,12 +236,12 @@ def read(path):
 def test_result_files(out, data):
     names = {path.stem for path in out.glob("*.jsonl")}
     assert names == {"tiny", "toolalpaca", "apibank_l1", "apibank_l2"}
-    rows, loaded = read(out / "toolalpaca.jsonl"), benchmarks.load("toolalpaca", data)
+    rows, loaded = read(out / "toolalpaca.jsonl"), loaders.load("toolalpaca", data)
     assert [row["id"] for row in rows] == [row.id for row in loaded] and len(rows) == 5
     assert [row["kind"] for row in rows[3:]] == ["broken row", "prompt too long"]
     assert [row["text"] for row in rows[3:]] == [None, None]
     assert all(row["verdict"] == "wrong" for row in rows)
-    rows, loaded = read(out / "tiny.jsonl"), benchmarks.load("tiny", data, 12)
+    rows, loaded = read(out / "tiny.jsonl"), loaders.load("tiny", data, 12)
     assert len({row["prompt_hash"] for row in rows}) == 12
     for row, source in zip(rows, loaded):
         assert row["error"] == score.error_class(row["text"], source.task.answer)
@@ -244,7 +262,7 @@ def test_scoring_again_needs_no_model(out, tmp_path, capsys):
     again = capsys.readouterr().out
     assert all(line in (out / "output.txt").read_text() for line in again.splitlines())
     shutil.copytree(out, tmp_path / "b")
-    rows, loaded = read(out / "toolalpaca.jsonl"), benchmarks.load("toolalpaca", json.loads(
+    rows, loaded = read(out / "toolalpaca.jsonl"), loaders.load("toolalpaca", json.loads(
         (out / "settings.json").read_text())["data"])
     for row, source in zip(rows[:3], loaded):
         row["text"] = text(source.task.answer)
@@ -254,7 +272,7 @@ def test_scoring_again_needs_no_model(out, tmp_path, capsys):
     rows[0]["prompt_hash"] = "0"
     fixtures.write_lines(tmp_path / "b/toolalpaca.jsonl", rows)
     message = refused(["--score", str(tmp_path / "b")], capsys)
-    assert "toolalpaca_0 was answered to another prompt" in message
+    assert "no answer to toolalpaca_0 as it is asked now" in message
     fixtures.write_lines(tmp_path / "b/toolalpaca.jsonl", rows[1:])
     assert "no answer to toolalpaca_0" in refused(["--score", str(tmp_path / "b")], capsys)
 
@@ -262,7 +280,7 @@ def test_scoring_again_needs_no_model(out, tmp_path, capsys):
 def test_the_launcher_gives_the_same_predictions(out, data, tmp_path):
     code, output = run("--benchmarks", "tiny,toolalpaca", "--data", data, "--out", tmp_path / "b",
                        "--rows", 4, *QUICK,
-                       launcher=("deepspeed", "--num_gpus", 2, "--master_port", 29617))
+                       launcher=("deepspeed", "--num_gpus", 2, "--master_port", free_port()))
     assert code == 0, output
     for name in ("tiny", "toolalpaca"):
         assert read(tmp_path / f"b/{name}.jsonl") == read(out / f"{name}.jsonl")
@@ -333,11 +351,11 @@ def test_ask(tmp_path, capsys):
     openai = [{"type": "function", "function": {
         "name": tool["name"], "description": tool["description"], "parameters": schema}}
         for tool, schema in zip(task.tools, schemas)]
-    (tmp_path / "tools.json").write_text(json.dumps(openai))
+    (tmp_path / "tools.json").write_text(json.dumps(openai), encoding="utf-8-sig")
     evaluation.main(["--tools", str(tmp_path / "tools.json"), "--ask", task.question,
                      "--max_completion", "96"])
     output = capsys.readouterr().out
-    assert all(json.dumps(gold) in output for gold in task.answer)
+    assert all(json.dumps(call) in output for call in task.answer)
     assert "tool_call_answer" not in output
     (tmp_path / "tools.json").write_text('[{"description": "nameless"}]')
     assert "tools.json: tool 0 has no name" in refused(

@@ -102,24 +102,23 @@ def build(family, path):
 
 def train(directory):
     """Worker: one GRPO step from each checkpoint; the result is saved beside it."""
+    import engine
     import grpo
 
-    grpo.init_distributed()
+    engine.init_distributed()
     for path in sorted(Path(directory).iterdir()):
         tokenizer = lms.load_tokenizer(path)
         lm = lms.load(path, tokenizer)
         prompts = [lms.encode_chat(tokenizer, MESSAGES), lms.encode_chat(tokenizer, MESSAGES[1:])]
         groups = lms.sample(lm, prompts, 4, (0,), 1.0, 8, rows=8)
-        settings = SimpleNamespace(learning_rate=1e-3, dtype="fp32", max_grad_norm=1.0,
-                                   epsilon=0.2, micro_tokens=1024,
-                                   inner_updates=1, gradient_checkpointing=False,
-                                   deepspeed="", assert_invariants=False)
-        trainer = grpo.Trainer(lms.build(path), settings)
-        trainer.load(lms.read_weights(path))
+        made = engine.Engine(lms.build(path), SimpleNamespace(
+            learning_rate=1e-3, dtype="fp32", max_grad_norm=1.0, gradient_checkpointing=False,
+            deepspeed=""))
+        made.load(lms.read_weights(path))
         rewards = torch.tensor([[0.0, 1.0, 2.0, 3.0], [1.0, 0.0, 0.0, 0.0]])
-        metrics = trainer.update(trainer.backward(groups, rewards), 1e-3)
-        trainer.copy_to(lm.model)
-        trainer.save(path / "trained", lm)
+        metrics = grpo.step(made, groups, rewards, 1e-3, 1024)
+        made.copy_to(lm.model)
+        made.save(path / "trained", lm)
         with torch.no_grad():
             torch.save({"metrics": metrics,
                         "logits": lm.model(torch.tensor(prompts[:1])).logits[:, -4:]},

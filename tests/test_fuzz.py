@@ -10,6 +10,8 @@ from collections import Counter
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+import curriculum
+import generator
 import solver
 import verify
 from fuzz_atheris import BLOCKS, FRAGMENTS, GOLD, check
@@ -181,9 +183,10 @@ def best_of(tries, limit, function, *args):
 
 @pytest.mark.parametrize("text", WORST.values(), ids=WORST)
 def test_a_megabyte_of_the_worst_is_read_in_a_fifth_of_a_second(text):
-    for reader in (verify.read_calls, verify.read_tools, verify.strip_fence, verify.is_placeholder,
+    for reader in (verify.read_calls, verify.read_tools, verify.strip_fence,
+                   generator.is_placeholder,
                    lambda text: verify.last_block(text, "tool_call_answer"),
-                   lambda text: verify.question_problem(text, [])):
+                   lambda text: curriculum.question_problem(text, [])):
         assert best_of(10, 0.2, reader, text) < 0.2
 
 

@@ -1,6 +1,9 @@
+import inspect
 import os
+import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 import grpo
+import model as lms
 import tiny
-from conftest import free_port
-from model import Rollout
+from conftest import ROOT, call, free_port
+from engine_worker import REWARD_PG
+from model import Rollout, token_logprobs
 
 WHOLE, PARTS = 10_000, 500      # tokens of a micro-batch in engine_worker.py
 
@@ -56,17 +61,13 @@ def test_micro_batches_keep_the_budget_and_hold_every_completion_once(world, bud
     lengths = torch.randint(1, 60, (5, 4), generator=draw).tolist()
     groups = [[Rollout([0] * (20 + p), [0] * n, "", True, []) for n in row]
               for p, row in enumerate(lengths)]
-    adv_PG = torch.arange(20.0).view(5, 4)
-    batches = [batch for rank in range(world)
-               for batch in grpo.cut(groups, adv_PG, rank, world, budget)]
+    batches = [batch for rank in range(world) for batch in grpo.cut(groups, rank, world, budget)]
     for batch in batches:
-        prompts = sum(20 + p for p in {p for p, *_ in batch})
-        tokens = prompts + sum(len(rollout.ids) for _, rollout, _, _ in batch)
+        prompts = sum(20 + p for p in {p for p, _ in batch})
+        tokens = prompts + sum(len(groups[p][g].ids) for p, g in batch)
         assert tokens <= budget or len(batch) == 1
-    rows = [row for batch in batches for row in batch]
-    assert sorted(adv for _, _, adv, _ in rows) == adv_PG.flatten().tolist()
-    assert all(rollout is groups[p][int(adv) % 4] and int(adv) // 4 == p and weight == 1 / 20
-               for p, rollout, adv, weight in rows)
+    cells = [cell for batch in batches for cell in batch]
+    assert sorted(cells) == [(p, g) for p in range(5) for g in range(4)]
     if budget == 10_000:
         assert len(batches) == min(world, 5)
 
@@ -94,6 +95,79 @@ def one(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     return launch(2, tmp_path_factory.mktemp("two") / "results.pt")
+
+
+class PlainEngine:
+    """The engine at the head of grpo.py, and the gradient of its last update."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, model):
+        self.model, self.adam = model, torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+
+    def logprobs(self, packed, tokens):
+        return token_logprobs(self.model, packed, tokens=tokens)
+
+    def backward(self, loss, last):
+        loss.backward()
+
+    def update(self, rate):
+        self.gradient = {name: p.grad.clone() for name, p in self.model.named_parameters()}
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.adam.param_groups[0]["lr"] = rate
+        self.adam.step()
+        self.adam.zero_grad()
+        return norm.item()
+
+
+def test_the_plain_engine_of_the_docstring_is_the_one_tested_here():
+    shown = textwrap.dedent(grpo.__doc__.split("engine.py has them on ZeRO-3:")[1]).strip()
+    written = inspect.getsource(PlainEngine)
+    code = [line for line in written.splitlines() if line.strip() and '"""' not in line
+            and "self.gradient" not in line]
+    assert [line for line in shown.splitlines() if line.strip()] == code
+
+
+@pytest.mark.parametrize("budget", [WHOLE, PARTS])
+def test_a_plain_engine_takes_the_step_of_zero_3(one, budget):
+    """The same gradient, and with the same optimizer the same weights."""
+    made = PlainEngine(lms.load(tiny.PATH, lms.load_tokenizer(tiny.PATH)).model)
+    metrics = grpo.step(made, one["groups"], REWARD_PG, 1e-3, budget)
+    assert gap(made.gradient, one["fp32", budget]["gradient"]) < 1e-5
+    assert metrics == pytest.approx(one["fp32", budget]["metrics"], rel=1e-3, abs=1e-5)
+
+
+def test_two_updates_on_the_same_samples_start_at_ratio_1_and_clip_later(one):
+    """The old log-probs come from the same batches, so that the first pass has their very bits."""
+    model, passes = lms.load(tiny.PATH, lms.load_tokenizer(tiny.PATH)).model, []
+    made = PlainEngine(model)
+    plain = made.logprobs
+    made.logprobs = lambda *args: passes.append(plain(*args)) or passes[-1]
+    committed = []
+    metrics = grpo.step(made, one["groups"], REWARD_PG, 1e-2, WHOLE, updates=2,
+                        commit=lambda: committed.append(len(passes)))
+    old, first, second = (logp for logp, _, _ in passes)
+    assert torch.equal(old, first) and not torch.equal(first, second)
+    assert committed == [2] and metrics["clip_share"] > 0
+
+
+def test_grpo_and_model_work_where_deepspeed_is_not_installed(tmp_path):
+    """Copied alone into an empty folder, with DeepSpeed hidden."""
+    for name in ("grpo.py", "model.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    script = ("import sys\nsys.modules['deepspeed'] = None\nimport torch, grpo\n"
+              "from model import *\n"
+              + textwrap.dedent(grpo.__doc__.split("engine.py has them on ZeRO-3:")[1])
+              + f"tokenizer = load_tokenizer({str(tiny.PATH)!r})\n"
+              f"lm = load({str(tiny.PATH)!r}, tokenizer)\n"
+              "prompt = encode_chat(tokenizer, [{'role': 'user', 'content': 'Hello'}])\n"
+              "groups = sample(lm, [prompt], 4, (0,), 1.0, 20, rows=4)\n"
+              "rewards = torch.tensor([[0.0, 1.0, 2.0, 0.5]])\n"
+              "print('norm', grpo.step(PlainEngine(lm.model), groups, rewards, 1e-4, 4096)"
+              "['grad_norm'])\n")
+    (tmp_path / "use.py").write_text(script)
+    output = call(sys.executable, "use.py", cwd=tmp_path, variables={"PYTHONPATH": ""})
+    assert float(output.split("norm ")[1]) > 0
 
 
 def gap(a, b):
@@ -139,13 +213,15 @@ def test_the_copy_has_the_new_weights(two):
 
 
 def test_loading_weights_also_resets_the_optimizer(one, two):
+    """Without a reset the first moment would be 0.1 g + 0.9 (0.1 g), 1.9 times what it was."""
     for results in (one, two):
         run = results["fp32", WHOLE]
-        assert run["again"] == pytest.approx(run["metrics"], rel=1e-4, abs=1e-6)
+        assert gap(run["again"], run["gradient"]) < 1e-5
 
 
 def test_ranks_draw_the_same_samples(one, two):
-    assert one["ids"] == two["ids"]
+    ids = [[[rollout.ids for rollout in group] for group in run["groups"]] for run in (one, two)]
+    assert ids[0] == ids[1]
 
 
 def test_metrics_agree_over_ranks(one, two):

@@ -12,7 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import model as lms
 import solver
 import tiny
-from conftest import ROOT, start
+from conftest import ROOT, free_port, start
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_another_attention_function_is_refused(lm, prompts):
         with pytest.raises(RuntimeError):
             lms.token_logprobs(lm.model, packed)
     finally:
-        lm.model.set_attn_implementation("grouped")
+        lm.model.set_attn_implementation("shared_prompt")
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def wide():
     torch.manual_seed(0)
     config = Qwen2Config(vocab_size=300, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2, eos_token_id=0)
-    model = Qwen2ForCausalLM._from_config(config, attn_implementation="grouped").eval()
+    model = Qwen2ForCausalLM._from_config(config, attn_implementation="shared_prompt").eval()
     return lms.LM(model, lms.load_tokenizer(tiny.PATH), (0,))
 
 
@@ -205,9 +205,10 @@ def test_a_choice_of_two_tokens_is_refused(lm):
 def test_one_two_and_four_ranks_draw_the_same(tmp_path):
     drawn = []
     for world in (1, 2, 4):
+        port = free_port()
         ranks = [start(sys.executable, ROOT / "tests/sample_worker.py", tmp_path / "drawn.json",
                        variables={"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1",
-                                  "MASTER_PORT": 29650 + world}) for rank in range(world)]
+                                  "MASTER_PORT": port}) for rank in range(world)]
         outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
         assert all(rank.returncode == 0 for rank in ranks), outputs[0][-3000:]
         drawn.append((tmp_path / "drawn.json").read_text())

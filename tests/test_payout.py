@@ -1,7 +1,7 @@
-"""What each reward pays for a fixed set of answers: the README's table, written and checked.
+"""What each reward pays for a fixed set of answers: the table of docs/rewards.md, written and checked.
 
     python tests/test_payout.py            # print the table
-    python tests/test_payout.py --write    # put it between the marks in README.md
+    python tests/test_payout.py --write    # put it between the marks in docs/rewards.md
 """
 import json
 import sys
@@ -17,7 +17,8 @@ import curriculum
 import generator
 import solver
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs/rewards.md"
+PARTS = ("format", "validity", "curriculum")      # of Eqs. 1, 2 and 5
 OPEN, CLOSE = "<!-- payout -->", "<!-- /payout -->"
 
 
@@ -105,7 +106,7 @@ def generator_table():
         draft = generator.read(text)
         parts = generator.reward(draft, curriculum.band_pass(0.5, 8), curriculum.semantic_reward(5))
         problem = curriculum.structural_problem(draft, draft.task(spec))
-        rows.append(f"| {label} | " + " | ".join(f"{part:.2f}" for part in parts.values())
+        rows.append(f"| {label} | " + " | ".join(f"{parts[part]:.2f}" for part in PARTS)
                     + f" | {f'no: `{problem}`' if problem else 'yes'} |")
     return rows
 
@@ -117,9 +118,10 @@ def ambiguous_table():
     draft = generator.read(AMBIGUOUS)
     for score, said in ((5, "judge fooled (5)"), (3, "judge in doubt (3)"), (1, "judge sees (1)")):
         semantic = curriculum.semantic_reward(score)
-        pay = [sum(generator.reward(draft, curriculum.band_pass(float(p), 8), semantic).values())
-               for p in rates]
-        rows.append(f"| total, {said} | " + " | ".join(f"{total:.2f}" for total in pay) + " |")
+        rewards = [generator.reward(draft, curriculum.band_pass(float(p), 8), semantic)
+                   for p in rates]
+        totals = [sum(reward[part] for part in PARTS) for reward in rewards]
+        rows.append(f"| total, {said} | " + " | ".join(f"{total:.2f}" for total in totals) + " |")
     return rows
 
 
@@ -129,9 +131,9 @@ def payout():
 
 
 def test_the_readme_has_todays_table():
-    _, opened, rest = README.read_text().partition(OPEN)
+    _, opened, rest = PAGE.read_text().partition(OPEN)
     table, closed, _ = rest.partition(CLOSE)
-    assert opened and closed, f"README.md lacks {OPEN} ... {CLOSE}"
+    assert opened and closed, f"docs/rewards.md lacks {OPEN} ... {CLOSE}"
     assert table.strip() == payout(), "run python tests/test_payout.py --write"
 
 
@@ -144,7 +146,8 @@ def test_the_readme_has_todays_table():
 def test_solver_pay_by_hand(label, right, paper, strict):
     text, gold = next(row[1:] for row in SOLVER_ANSWERS if row[0] == label)
     assert solver.is_right(text, gold) is right
-    assert tuple(solver.reward(text, gold).values()) == pytest.approx(paper)
+    reward = solver.reward(text, gold)
+    assert (reward["format"], reward["accuracy"]) == pytest.approx(paper)
     assert solver.reward(text, gold, strict_values=True)["accuracy"] == pytest.approx(strict)
 
 
@@ -155,10 +158,10 @@ def test_only_gold_without_arguments_pays_for_none_of_them():
 
 if __name__ == "__main__":
     if "--write" in sys.argv:
-        before, _, rest = README.read_text().partition(OPEN)
+        before, _, rest = PAGE.read_text().partition(OPEN)
         _, closed, after = rest.partition(CLOSE)
         if not closed:
-            sys.exit(f"README.md lacks {OPEN} ... {CLOSE}")
-        README.write_text(f"{before}{OPEN}\n{payout()}\n{CLOSE}{after}")
+            sys.exit(f"docs/rewards.md lacks {OPEN} ... {CLOSE}")
+        PAGE.write_text(f"{before}{OPEN}\n{payout()}\n{CLOSE}{after}")
     else:
         print(payout())

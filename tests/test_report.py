@@ -1,19 +1,19 @@
 """report.py on small run directories written here, finished and cut off at any point."""
 import json
+import runpy
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
+from matplotlib.figure import Figure
 
 import report
+from cli import Refused
 
-ROOT = Path(__file__).resolve().parent.parent
 TOOLS = [{"name": "book_train", "description": "Book a train.", "required": ["city"],
           "parameters": {"city": {"type": "string"}}}]
 GOLD = [{"name": "book_train", "arguments": {"city": "Oslo"}}]
-SPEC = {"domain": "travel", "context": "single_turn", "tools": 1, "calls": 1}
 
 
 def write_lines(file, rows):
@@ -26,22 +26,20 @@ def heldout(errors):
             for n, error in enumerate(errors)]
 
 
-def candidate(reason, kept, p=None, question="Book a train to Oslo.", domain="travel"):
-    task = {"question": question, "tools": TOOLS, "answer": GOLD, "spec": SPEC, "pass_rate": p,
-            "bucket": p and "medium"}
-    return {"text": "t", "spec": SPEC | {"domain": domain}, "reason": reason, "kept": kept,
-            "task": None if reason == "unparsed" else task}
+OF_PHASE = {"generator": {"valid": 0.4, "in_band": 0.3, "distinct_questions": 1,
+                          "pass_rates": [0.5, 0.0, None]},
+            "solver": {"right": 0.5, "task_pass_rate": 0.6}}
+FUNNEL = {"pool": 5, "not_verified": 1, "unparsed": 1, "survivors": 3, "curriculum": 2}
 
 
-POOL = [candidate(None, True, 0.5), candidate(None, True, 0.8, "Book a train.", "weather"),
-        candidate(None, False, 0.6), candidate("not_verified", False, 0.0),
-        candidate("unparsed", False)]
+def write_run(path, accuracy=(0.25, 0.5, 0.75), funnel=FUNNEL, more=None, **config):
+    """A run of two iterations with four steps per phase and four held-out tasks.
 
-
-def write_run(path, accuracy=(0.25, 0.5, 0.75), **config):
-    """A run of two iterations with four steps per phase and four held-out tasks."""
-    settings = {"preset": "tiny", "seed": 0, "iterations": 2, "generator_steps": 4,
-                "solver_steps": 4, "probes": 2, "verify_samples": 10, "run_dir": str(path)} | config
+    Args:
+        more: metrics of each training step beside the usual ones.
+    """
+    settings = {"preset": "tiny", "model": "tiny", "seed": 0, "iterations": 2, "generator_steps": 4,
+                "solver_steps": 4, "run_dir": str(path)} | config
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps({"config": settings}))
     metrics, timings = [], []
@@ -52,90 +50,115 @@ def write_run(path, accuracy=(0.25, 0.5, 0.75), **config):
             for step in range(4):
                 metrics.append({"iteration": i, "phase": phase, "step": step, "reward": step,
                                 "reward_format": 0.5, "dead_groups": 0.9, "truncated": 0,
-                                "entropy": 0.1, "sampler_gap": 0.001,
-                                "pass_rates": [step / 4, None]})
+                                **OF_PHASE[phase], **(more or {})})
                 timings.append({"iteration": i, "phase": phase, "step": step, "seconds": 10,
                                 "sampling": 6, "training": 3, "peak_memory_mib": 7})
         if i:
-            write_lines(path / f"iter{i}/pool.jsonl", POOL)
+            metrics.append({"iteration": i, "phase": "curriculum", "step": 5, "funnel": funnel,
+                            "mean_pass_rate": 0.65, "distinct_questions": 0.9})
     write_lines(path / "metrics.jsonl", metrics)
     write_lines(path / "timings.jsonl", timings)
     return path
 
 
-def test_the_page_has_the_numbers(tmp_path):
+def pictured(run_dir, monkeypatch):
+    """The axes that report.py draws for a run."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    report.draw(report.read_run(run_dir), "unused")
+    return figures[0].axes
+
+
+def test_the_page_has_accuracy_training_pool_and_time_in_numbers(tmp_path):
     path = write_run(tmp_path / "run")
     assert report.write(path) == f"report: {path}/report.md, curves.png"
     page = (path / "report.md").read_text()
-    assert "| base | 25.0 | 4.6 to 69.9 | - | - | 3 | 0 | 0 |" in page      # Wilson, n = 4, by hand
-    assert "| 2 | 75.0 | 30.1 to 95.4 | 1 | 0 | 1 | 0 | 0 |" in page
-    assert "| reward | 0.00 -> 3.00 | 0.00 -> 3.00 |" in page
-    assert "| candidates | 5 | 5 |" in page and "| **in the curriculum** | 2 | 2 |" in page
-    assert "| dropped: `not_verified` | 1 | 1 |" in page and "| **sound, spare** | 1 | 1 |" in page
-    assert "| 1 | 48 | 24 | 8 | 80 |" in page                               # seconds by kind
-    assert "90.0 % of the groups are dead" in page
-    assert "question: q1" in page and "gold:     book_train(city=\"Oslo\")" in page
+    assert "| base | 25.0 | 4.6 to 69.9 | - | - | 0 | 0 | 3 |" in page      # Wilson, n = 4, by hand
+    assert "| Solver 2 | 75.0 | 30.1 to 95.4 | 1 | 0 | 0 | 0 | 1 |" in page
+    assert "| `reward` | 0 -> 3 | 0 -> 3 |" in page
+    assert "| in the curriculum | 2 | 2 |" in page and "| sound, spare | 1 | 1 |" in page
+    assert "| not_verified | 1 | 1 |" in page and "| `mean_pass_rate` | 0.65 | 0.65 |" in page
+    assert ("Rank 0: 160 seconds, 96 sampling, 0 probing, 48 training, 0 sync; "
+            "at most 7 MiB of memory.") in page
     assert (path / "curves.png").read_bytes()[1:4] == b"PNG"
 
 
-def test_pass_rates_before_and_after(tmp_path):
-    run = report.read_run(write_run(tmp_path / "run"))
-    before, after = report.rates_before_and_after(run, 1)
-    assert (before, after) == ([0.0, None], [0.75, None])
-    assert report.graded(run, 1) == [0.5, 0.8, 0.6, 0.0]
+def test_the_picture_has_nine_panels_and_none_is_empty(tmp_path, monkeypatch):
+    panels = pictured(write_run(tmp_path / "run"), monkeypatch)
+    assert len(panels) == 9
+    assert all(axes.lines or axes.patches or axes.collections for axes in panels)
+    legends = [text.get_text() for axes in panels if axes.get_legend()
+               for text in axes.get_legend().get_texts()]
+    assert {"valid", "in band", "distinct questions", "right", "task pass rate", "never solved",
+            "Generator: dead groups", "Solver: truncated"} <= set(legends)
 
 
-def test_diversity_and_obedience_of_a_pool():
-    found = report.diversity(POOL)
-    assert found["questions"] == 2 / 4 and found["menus"] == 1 / 4
-    assert found["domains"] == pytest.approx(1)              # one task of each of two domains
-    assert report.diversity(POOL[:1] + POOL[2:])["domains"] == 1
-    assert report.obedience(POOL) == {"tools": 1, "calls": 1}
-    wrong = candidate(None, True, 0.5) | {"spec": SPEC | {"tools": 3}}
-    assert report.obedience(POOL[:1] + [wrong]) == {"tools": 0.5, "calls": 1}
+def test_a_new_reward_part_appears_in_table_and_picture_by_itself(tmp_path, monkeypatch):
+    path = write_run(tmp_path / "run", more={"reward_brevity": -0.25})
+    report.write(path)
+    assert "| `reward_brevity` | -0.25 -> -0.25 |" in (path / "report.md").read_text()
+    panels = [axes for axes in pictured(path, monkeypatch)
+              if axes.get_title(loc="left").endswith("reward parts")]
+    assert len(panels) == 2
+    for axes in panels:
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["format", "brevity"]
+        assert axes.get_ylim()[0] == -0.25
+
+
+def test_pass_rates_are_told_apart_by_the_band():
+    assert [report.standing(p) for p in (None, 0, 1 / 8, 0.25, 0.75, 7 / 8)] == [
+        "no task", "never solved", "below the band", "in the band", "in the band",
+        "above the band"]
 
 
 @pytest.mark.parametrize("missing", [
     ["iter1", "iter2", "iter0", "metrics.jsonl", "timings.jsonl"],
-    ["iter1", "iter2", "timings.jsonl"], ["iter2/heldout.jsonl"],
-    ["iter1/pool.jsonl", "iter2/pool.jsonl"], ["iter0"], ["metrics.jsonl"]])
-def test_a_run_that_is_not_finished(tmp_path, missing):
+    ["iter1", "iter2", "timings.jsonl"], ["iter2/heldout.jsonl"], ["iter0"], ["metrics.jsonl"]])
+def test_an_unfinished_run_is_reported_as_far_as_it_has_come(tmp_path, missing):
     path = write_run(tmp_path / "run")
     for name in missing:
         shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink()
     report.write(path)
-    assert "iterations evaluated" in (path / "report.md").read_text()
+    done = max((i for i in range(3) if (path / f"iter{i}/heldout.jsonl").exists()), default=0)
+    assert f"{done} of 2 iterations evaluated" in (path / "report.md").read_text()
 
 
-def test_a_log_cut_off_anywhere(tmp_path):
+def test_a_log_cut_off_anywhere_is_read_up_to_its_last_whole_line(tmp_path):
     path = write_run(tmp_path / "run")
     whole = (path / "metrics.jsonl").read_text()
-    for size in (1, len(whole) // 3, len(whole) // 2 + 5, len(whole) - 1):
+    for size in (0, 1, len(whole) // 3, len(whole) // 2 + 5, len(whole) - 1, len(whole)):
         (path / "metrics.jsonl").write_text(whole[:size])
         assert len(report.read_run(path).metrics) == whole[:size].count("\n")
+    (path / "metrics.jsonl").write_text(whole[:len(whole) // 3])
     report.write(path)
 
 
-def test_an_empty_curriculum(tmp_path):
+def test_a_damaged_line_is_refused_with_its_number(tmp_path):
     path = write_run(tmp_path / "run")
-    write_lines(path / "iter1/pool.jsonl", [candidate("unparsed", False)])
+    rows = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_text("".join([rows[0], rows[1][:9] + "\n", *rows[2:]]))
+    with pytest.raises(Refused, match="metrics.jsonl is damaged in line 2"):
+        report.write(path)
+
+
+def test_an_empty_curriculum_is_shown_as_such(tmp_path):
+    funnel = {"pool": 5, "unparsed": 5, "survivors": 0, "curriculum": 0}
+    path = write_run(tmp_path / "run", funnel=funnel)
     report.write(path)
     page = (path / "report.md").read_text()
-    assert "100.0 % of the pool is dropped for one reason, `unparsed`" in page
+    assert "| in the curriculum | 0 | 0 |" in page and "| unparsed | 5 | 5 |" in page
 
 
-def test_examples_and_cross_play_are_shown_where_logged(tmp_path):
+def test_tasks_are_shown_with_the_answers_before_and_after(tmp_path):
     path = write_run(tmp_path / "run")
+    task = {"question": "Book a train to Oslo.", "tools": TOOLS, "answer": GOLD, "pass_rate": 0.3}
     write_lines(path / "iter2/examples.jsonl", [
-        {"bucket": "hard", "task": POOL[0]["task"], "before": "two\nlines", "after": "done"}])
-    (path / "cross_play.json").write_text(json.dumps(
-        [{"solver": s, "curriculum": 1, "right": right, "tasks": 4}
-         for s, right in ((0, 1), (1, 3))]))
+        {"bucket": "hard", "task": task, "before": "two\nlines", "after": "done"}])
     report.write(path)
     page = (path / "report.md").read_text()
-    assert "Iteration 2, hard, pass rate 0.5" in page
-    assert "    Solver 1: two\n              lines" in page
-    assert "| curriculum 1: 4 tasks | 25.0 | 75.0 |" in page
+    assert "**Iteration 2, hard, pass rate 0.3**" in page
+    assert "    menu:     book_train(city)\n" in page
+    assert "    Solver 1: two\n              lines\n    Solver 2: done\n" in page
 
 
 def test_without_matplotlib_a_line_says_how_to_get_it(tmp_path, monkeypatch):
@@ -157,8 +180,25 @@ def test_runs_are_grouped_by_settings_and_averaged_over_seeds(tmp_path):
     assert "| freeze True | 1 | 25.0 | 25.0 | - | 0.0 | - |" in rows
 
 
-@pytest.mark.parametrize("arguments, named", [([], "run directory"), (["nowhere"], "nowhere")])
-def test_what_is_not_a_run_is_one_line(arguments, named):
-    done = subprocess.run([sys.executable, ROOT / "report.py", *arguments], text=True,
-                          capture_output=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and named in done.stderr
+def test_the_ablation_table_has_a_row_for_each_finished_variant(tmp_path, monkeypatch, capsys):
+    for name, last in (("no_judge-0", 0.5), ("no_judge-1", 0.7), ("full-0", 0.9)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(
+            {"heldout_accuracy": [0.25, 0.3, 0.4, last], "funnel": [{"curriculum": 48}] * 3}))
+    (tmp_path / "no_grounding-0").mkdir()
+    monkeypatch.setattr(sys, "argv", ["ablations_table.py", str(tmp_path)])
+    runpy.run_path(ROOT / "bench/ablations_table.py", run_name="__main__")
+    table = capsys.readouterr().out.splitlines()
+    assert table[2:] == [
+        "| full | 25.0 | 30.0 | 40.0 | 90.0 | 48 | 47.84 | 1 |",
+        # 50 and 70: mean 60, deviation sqrt(2 * 10^2 / 1) = 14.1
+        "| no judge | 25.0 ± 0.0 | 30.0 ± 0.0 | 40.0 ± 0.0 | 60.0 ± 14.1 | 48 |  | 2 |"]
+
+
+@pytest.mark.parametrize("arguments, named", [([], "RUN"), (["nowhere"], "nowhere")])
+def test_what_is_not_a_run_is_refused_in_one_line(monkeypatch, capsys, arguments, named):
+    monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        report.main()
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and told.count("\n") == 1 and named in told

@@ -12,8 +12,9 @@ import time
 import psutil
 import pytest
 
-import disk as runs
-from conftest import ROOT, SMALL, call, kill_group, lines, start
+import disk
+from cli import Refused
+from conftest import ROOT, SMALL, call, free_port, kill_group, lines, start
 
 KEPT = ("metrics.jsonl", "samples.jsonl", "iter1/pool.jsonl", "iter1/curriculum.jsonl",
         "iter1/examples.jsonl", "iter1/generator/model.safetensors",
@@ -41,6 +42,13 @@ def steps_logged(path):
     return file.read_text().count("\n") if file.exists() else 0
 
 
+def seeded():
+    """A random.Random whose seed a failure prints."""
+    seed = time.time_ns()
+    print("seed", seed)
+    return random.Random(seed)
+
+
 def kill_at_random(command, path, reference, times, rng):
     """Start a run, kill -9 all of it at a random moment, and so on; then let it end."""
     took = json.loads((reference / "summary.json").read_text())["wall_seconds"]
@@ -55,7 +63,7 @@ def kill_at_random(command, path, reference, times, rng):
 
 def test_killed_at_three_moments_it_ends_the_same(small_run, tmp_path):
     kill_at_random(selfplay(tmp_path / "run"), tmp_path / "run", small_run, 3,
-                   random.Random(time.time_ns()))
+                   seeded())
     assert same(tmp_path / "run", small_run) == []
     assert (not list((tmp_path / "run").glob("**/*.part*"))
             and not (tmp_path / "run/resume").exists())
@@ -63,7 +71,7 @@ def test_killed_at_three_moments_it_ends_the_same(small_run, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_twenty_moments_it_ends_the_same(small_run, tmp_path):
-    rng = random.Random(time.time_ns())
+    rng = seeded()
     for n in range(10):
         path = tmp_path / f"run{n}"
         kill_at_random(selfplay(path), path, small_run, 2, rng)
@@ -93,7 +101,7 @@ def test_two_ranks_resume_after_a_rank_and_then_the_launcher_were_killed(tmp_pat
     """A dead rank ends the run with a line. Without their launcher, ranks save and end. With
     another number of ranks the phase starts again."""
     whole, path = tmp_path / "whole", tmp_path / "run"
-    launch = ("deepspeed", "--num_gpus", 2, "--master_port", 29621,
+    launch = ("deepspeed", "--num_gpus", 2, "--master_port", free_port(),
               "selfplay.py", *SMALL, "--run_dir")
     call(*launch, whole)
 
@@ -123,8 +131,8 @@ def test_two_ranks_resume_after_a_rank_and_then_the_launcher_were_killed(tmp_pat
 
 def is_free(path):
     try:
-        runs.Directory(path)._lock(attempts=1)
-    except runs.Refused:
+        disk.Directory(path)._lock(attempts=1)
+    except Refused:
         return False
     return True
 
@@ -170,6 +178,10 @@ def damage(path, name):
     if name == "edited":
         state = json.loads((path / "state.json").read_text()) | {"finished": None}
         (path / "state.json").write_text(json.dumps(state))
+    elif name == "garbled":
+        file = path / "iter1/curriculum.jsonl"
+        rows = file.read_text().splitlines(keepends=True)
+        file.write_text("".join([rows[0], "?" + rows[1][1:], *rows[2:]]))
     elif name == "shortened":
         file = path / "iter1/curriculum.jsonl"
         file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
@@ -180,10 +192,10 @@ def damage(path, name):
 
 
 @pytest.mark.parametrize("name, says", [
-    ("state.json", "state.json is damaged"), ("edited", "is not what this version writes"),
-    ("shortened", "tasks: put back a copy"), ("config.json", "config.json is damaged"),
+    ("state.json", "state.json is not JSON"), ("edited", "is not what this version writes"),
+    ("shortened", "curriculum.jsonl has lost lines"), ("config.json", "config.json is damaged"),
     ("metrics.jsonl", "metrics.jsonl has lost lines"),
-    ("iter1/curriculum.jsonl", "is damaged in line"),
+    ("iter1/curriculum.jsonl", "curriculum.jsonl has lost lines"), ("garbled", "in line 2"),
     ("iter1/generator/model.safetensors", None)])
 def test_a_damaged_file_is_named_in_one_line(stopped, name, says):
     if says is None:      # the Generator's weights are read when the curriculum is built
@@ -231,8 +243,8 @@ def test_a_number_that_is_not_finite_stops_with_the_samples(tmp_path, where, wha
 
 def test_json_lines_are_read_with_the_number_of_a_bad_one(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": \n')
-    with pytest.raises(runs.Refused, match="line 2"):
-        runs.read_lines(tmp_path / "rows.jsonl")
+    with pytest.raises(Refused, match="line 2"):
+        disk.read_lines(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.slow

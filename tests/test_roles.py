@@ -1,5 +1,4 @@
-"""The Solver's and the Generator's rewards, and the curriculum,
-against numbers worked out by hand."""
+"""Rewards of both roles, and the curriculum, against numbers worked out by hand."""
 import random
 from collections import Counter
 
@@ -41,9 +40,10 @@ def test_extra_predictions_cost_a_quarter_each():
 
 def test_accuracy_needs_a_think_block_but_success_does_not():
     right = '[{"name": "f", "arguments": {"b": "2", "a": 1.0}}]'
-    assert solver.reward(answer(right), GOLD) == {"format": 1.0, "accuracy": 1.0}
-    assert solver.reward(answer(right, think=""), GOLD) == {"format": 1.0, "accuracy": 0.0}
-    assert solver.is_right(answer(right, think=""), GOLD)
+    thoughtless = answer(right, think="")
+    assert solver.reward(answer(right), GOLD)["accuracy"] == 1
+    assert solver.reward(thoughtless, GOLD)["accuracy"] == 0
+    assert solver.reward(thoughtless, GOLD)["format"] == 1 and solver.is_right(thoughtless, GOLD)
 
 
 TOOLS = ('[{"name": "book_train", "description": "Book a train.", "parameters": '
@@ -68,7 +68,7 @@ def completion(question="Please book a train to Oslo.", tools=TOOLS, think="plan
     (completion(question="Hi"), (0, 0, 0))])
 def test_generator_reward(text, parts):
     reward = generator.reward(generator.read(text), difficulty=1.0, semantic=0.5)
-    assert tuple(reward.values()) == pytest.approx(parts)
+    assert [reward[part] for part in ("format", "validity", "curriculum")] == pytest.approx(parts)
 
 
 @pytest.mark.parametrize("text, problem", [
@@ -144,11 +144,17 @@ def test_ablations_of_the_generators_reward():
     assert generator.reward(draft, 1.0, 0.0, grounding=False)["validity"] == pytest.approx(1.0)
     assert [generator.curriculum_reward(draft, *terms) for terms in
             ((1.0, 0.5), (None, 0.5), (1.0, None), (None, None))] == [0.75, 0.5, 1.0, 0.0]
-    assert [curriculum.band_pass(k / 8, 8, rectangular=True)
-            for k in (0, 1, 2, 6, 7, 8)] == [0, 0, 1, 1, 0, 0]
     task = draft.task(SPEC)
     assert curriculum.structural_problem(draft, task) == "not_grounded"
     assert curriculum.structural_problem(draft, task, grounding=False) is None
+
+
+@pytest.mark.parametrize("band, pay", [("rectangular", [0, 0, 1, 1, 0, 0]),
+                                       ("gaussian", [0, 0.5813, 1, 1, 0.5813, 0.1142])])
+def test_every_band_pays_by_its_shape(band, pay):
+    assert set(curriculum.BANDS) == {"gaussian", "rectangular"}
+    found = [curriculum.band_pass(k / 8, 8, band) for k in (0, 1, 2, 6, 7, 8)]
+    assert found == pytest.approx(pay, abs=1e-4)
 
 
 def test_a_shuffled_curriculum_holds_the_same_tasks():

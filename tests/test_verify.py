@@ -1,9 +1,15 @@
-import copy
+"""What verify.py promises of readers, equality, checks and grounding, and that it stands alone."""
 import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
 
+import curriculum
 import generator
 import solver
 import verify
@@ -16,18 +22,27 @@ json_values = st.recursive(
     max_leaves=8)
 
 
+def test_verify_alone_passes_its_doctests(tmp_path):
+    shutil.copy(Path(verify.__file__), tmp_path)
+    # -S: without site-packages, there is the standard library and nothing else.
+    done = subprocess.run([sys.executable, "-S", "-m", "doctest", "-v", "verify.py"], cwd=tmp_path,
+                          env={}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 10
+
+
 @given(st.text() | json_values.map(json.dumps))
 def test_readers_take_any_string(text):
     for reader in (verify.read_calls, verify.read_tools):
         reader(text)
     verify.last_block(text, "think")
-    verify.question_problem(text, [])
+    curriculum.question_problem(text, [])
     verify.grounded([{"name": "f", "arguments": {"x": text}}], text)
 
 
 @given(json_values)
-def test_a_value_equals_itself_after_a_round_trip(value):
-    assert verify.values_equal(value, copy.deepcopy(value))
+def test_a_value_equals_itself_after_a_round_trip_through_json(value):
+    assert verify.values_equal(value, json.loads(json.dumps(value, sort_keys=True, indent=1)))
 
 
 @pytest.mark.parametrize("a, b, equal", [
@@ -37,7 +52,7 @@ def test_a_value_equals_itself_after_a_round_trip(value):
     ([1, 2], [2, 1], False), ({"a": 1}, {"a": "1.0"}, True), (None, "", False),
     ("2026-01-02", "2 January 2026", False), (0, -0.0, True),
 ])
-def test_equality(a, b, equal):
+def test_which_values_are_equal(a, b, equal):
     assert verify.values_equal(a, b) is equal and verify.values_equal(b, a) is equal
 
 
@@ -89,7 +104,7 @@ def test_a_fence_on_one_line_keeps_its_word():
 
 def test_the_prompt_handed_back_is_no_task():
     draft = generator.read(generator.SYSTEM)
-    assert verify.is_placeholder(draft.question) and draft.tools is None and draft.calls is None
+    assert generator.is_placeholder(draft.question) and draft.tools is None and draft.calls is None
     assert set(generator.reward(draft, 1.0, 1.0).values()) == {0.0}
 
 
@@ -97,8 +112,8 @@ def test_a_missing_question_costs_its_own_part_only():
     tools = json.dumps([tool()])
     text = (f"<think>x</think><available_tools>{tools}</available_tools><tool_call_answer>"
             '[{"name": "book_train", "arguments": {"city": "Oslo"}}]</tool_call_answer>')
-    assert generator.reward(generator.read(text), 0.0, 0.0) == pytest.approx(
-        {"format": 2 / 3, "validity": 0.8, "curriculum": 0.0})
+    reward = generator.reward(generator.read(text), 0.0, 0.0)
+    assert reward["format"] == pytest.approx(2 / 3) and reward["validity"] == pytest.approx(0.8)
 
 
 def test_repeated_calls_match_one_to_one():
@@ -114,7 +129,7 @@ def test_repeated_calls_match_one_to_one():
     ({"name": "f", "x": 1}, {"name": "f", "arguments": {"x": 1}}),
     ({"name": "f", "function": {"x": 1}}, {"name": "f", "arguments": {"function": {"x": 1}}}),
     ({"name": " ", "arguments": {}}, None), ({"name": "f", "arguments": [1]}, None), (7, None)])
-def test_spellings_of_a_call(element, call):
+def test_every_spelling_of_a_call_is_read(element, call):
     assert verify.normalise_call(element) == call
 
 
@@ -129,7 +144,7 @@ def test_spellings_of_a_call(element, call):
     ("\u1369\u136a\u136b\u136c", "digits that int() refuses", False),
     ("\ud800", "a \ud800", False), (-1500, "-1,500", True), ("2026-03-01", "on 2026-03-01.", True),
     (2.0, "2 of them", True)])
-def test_grounding(value, question, grounded):
+def test_which_values_are_grounded(value, question, grounded):
     assert verify.grounded([{"name": "f", "arguments": {"x": value}}], question) is grounded
 
 
@@ -145,7 +160,7 @@ def test_grounding(value, question, grounded):
      {"required": {"type": "boolean"}}, []),
     ({"type": "function", "function": {"name": "f", "parameters": {"x": {}}}}, {"x": {}}, []),
     ({"name": "f"}, {}, [])])
-def test_spellings_of_a_tool(element, parameters, required):
+def test_every_spelling_of_a_tool_is_read(element, parameters, required):
     tool = verify.normalise_tool(element)
     assert (tool["parameters"], tool["required"]) == (parameters, required)
 
@@ -153,9 +168,42 @@ def test_spellings_of_a_tool(element, parameters, required):
 @pytest.mark.parametrize("element", [7, {"name": " "}, {"name": "f", "parameters": None},
                                      {"name": "f", "parameters": [1]},
                                      {"name": "f", "parameters": {"x": "string"}}])
-def test_what_is_no_tool(element):
-    assert verify.read_tools(json.dumps([tool(),
-                                         element])) is None and verify.read_tools("[]") is None
+def test_a_menu_with_what_is_no_tool_is_none(element):
+    assert verify.normalise_tool(element) is None
+    assert verify.read_tools(json.dumps([tool(), element])) is None
+    assert verify.read_tools("[]") is None
+
+
+def test_a_menu_collects_required_from_three_places():
+    menu = verify.read_menu([{"type": "function", "function": {
+        "name": "f", "description": "F.", "required": ["a"], "parameters": {
+            "type": "object", "required": ["b", "a"], "properties": {
+                "a": {"type": "string"}, "b": {"type": "string", "required": True},
+                "c": {"type": "string", "required": True},
+                "d": {"type": "string", "required": False},
+                "e": {"type": "object", "required": ["x"]}}}}}])
+    assert menu == [{"name": "f", "description": "F.", "required": ["a", "b", "c"], "parameters": {
+        "a": {"type": "string"}, "b": {"type": "string"}, "c": {"type": "string"},
+        "d": {"type": "string"}, "e": {"type": "object", "required": ["x"]}}}]
+
+
+def test_reading_a_menu_leaves_the_value_as_it_is():
+    value = [{"name": "f", "parameters": {"x": {"type": "string", "required": True}}}]
+    before = json.dumps(value)
+    verify.read_menu(value)
+    assert json.dumps(value) == before
+
+
+@pytest.mark.parametrize("value, reason", [
+    ({"tools": []}, "not a JSON list of tools"), ([], "not a JSON list of tools"),
+    ([{"name": "f"}, {"name": " "}], "tool 1 has no name"), ([7], "tool 0 has no name"),
+    ([{"name": "f", "parameters": []}], "tool 'f': its parameters are no object"),
+    ([{"name": "f", "parameters": {"x": "string"}}],
+     "tool 'f': parameter 'x' has no schema object")])
+def test_a_bad_menu_is_refused_by_tool_and_reason(value, reason):
+    with pytest.raises(ValueError) as error:
+        verify.read_menu(value)
+    assert str(error.value) == reason
 
 
 @pytest.mark.parametrize("question, problem", [
@@ -164,8 +212,8 @@ def test_what_is_no_tool(element):
     ("Please book a train \U00020000 to Oslo", "question_cjk"),
     ("Please book a train \uff76 to Oslo", "question_cjk"),
     ("a " * 10_001, "question_too_long"), ("Please book a train to Oslo.", None)])
-def test_question_problems(question, problem):
-    assert verify.question_problem(question, [{"name": "f", "arguments": {}}]) == problem
+def test_which_questions_are_refused(question, problem):
+    assert curriculum.question_problem(question, [{"name": "f", "arguments": {}}]) == problem
 
 
 def tool(**changes):
@@ -179,7 +227,7 @@ def tool(**changes):
     ([tool(description="No.")], "tool_undescribed"),
     ([tool(parameters={"city": {"type": "array"}})], "type_not_primitive"),
     ([tool(required=["date"])], "required_undeclared")])
-def test_tool_problems(tools, problem):
+def test_which_menus_are_refused(tools, problem):
     assert verify.tool_problem(tools) == problem
 
 
@@ -189,5 +237,5 @@ def test_tool_problems(tools, problem):
     ({"name": "book_train", "arguments": {}}, "required_missing"),
     ({"name": "book_train", "arguments": {"city": "Oslo", "day": "x"}}, "unknown_argument"),
     ({"name": "book_train", "arguments": {"city": ["Oslo"]}}, "argument_not_flat")])
-def test_call_problems(call, problem):
+def test_which_calls_are_refused(call, problem):
     assert verify.call_problem([call], [tool()]) == problem

@@ -6,11 +6,13 @@ asked), calls (null if nothing parses), verdict (right or wrong), error (class) 
 """
 import hashlib
 import json
-from functools import partial
+from collections import Counter
 
-import benchmarks
 import solver
-from score import KINDS, f1, mcnemar, paired_difference, unweighted_mean, wilson
+from benchmarks.loaders import LOADERS
+from benchmarks.score import KINDS, f1, mcnemar, paired_difference, unweighted_mean, wilson
+from cli import Refused
+from disk import read_json, read_lines, replace_file, to_lines, write_json
 
 # ---------------------------------------------------------------------------------------------
 # Lines
@@ -35,22 +37,23 @@ def share_right(verdicts):
     return wilson(sum(verdict.error is None for verdict in verdicts), len(verdicts))
 
 
-def percent(share):
+def percent(share, after=""):
     """
-    >>> percent((0.8, 0.49016, 0.94332))
-    '80.0 % (95 %: 49.0..94.3)'
+    >>> percent((0.8, 0.49016, 0.94332), " of 10 right")
+    '80.0 % of 10 right (95 %: 49.0..94.3)'
     """
-    return f"{100 * share[0]:.1f} % (95 %: {100 * share[1]:.1f}..{100 * share[2]:.1f})"
+    p, low, high = (f"{100 * x:.1f}" for x in share)
+    return f"{p} %{after} (95 %: {low}..{high})"
 
 
 def set_line(name, verdicts):
     """One line on a set or a part of one: accuracy, interval, share that parses, Hammer's F1s."""
     share, n = share_right(verdicts), len(verdicts)
-    asked = [verdict.parses for verdict in verdicts if verdict.parses is not None]
+    asked = [verdict.calls is not None for verdict in verdicts
+             if not verdict.error or verdict.error[0] != "not asked"]
     counts = [sum(column) for column in zip(*(verdict.counts for verdict in verdicts))]
     loose = sum(verdict.loose_error is None for verdict in verdicts) / n
-    return (f"{name}: {100 * share[0]:.1f} % of {n} right (95 %: {100 * share[1]:.1f}.."
-            f"{100 * share[2]:.1f})"
+    return (f"{name}: {percent(share, f' of {n} right')}"
             + (f"; unknowable credentials ignored {100 * loose:.1f} %" if loose > share[0] else "")
             + (f"; parse {100 * sum(asked) / len(asked):.1f} %" if asked else "")
             + f"; Hammer's F1: names {100 * f1(*counts[:3]):.1f}, "
@@ -77,21 +80,18 @@ def summary_lines(results):
     Args:
         results: {set: verdicts}.
     """
-    shares = {}
-    for title, names in PAPERS_FIVE.items():
-        if all(name in results for name in names):
-            shares[title] = unweighted_mean([share_right(results[name]) for name in names])
     lines = []
+    shares = {title: unweighted_mean([share_right(results[name]) for name in names])
+              for title, names in PAPERS_FIVE.items() if set(names) <= set(results)}
     if "API-Bank" in shares:
         lines.append(f"apibank, mean of its two levels: {percent(shares['API-Bank'])}")
-    mean = unweighted_mean(list(shares.values())) if len(shares) == len(PAPERS_FIVE) else None
-    if mean:
-        lines.append(f"unweighted mean of the paper's five: {percent(mean)}")
+    if len(shares) == len(PAPERS_FIVE):
+        shares["mean"] = unweighted_mean(list(shares.values()))
+        lines.append(f"unweighted mean of the paper's five: {percent(shares['mean'])}")
     if shares:
-        lines += ["", table_line("accuracy, strict, %", [*PAPERS_FIVE, "mean"])]
-        ours = [shares.get(title) for title in PAPERS_FIVE] + [mean]
-        lines.append(table_line("this model",
-                                [f"{100 * share[0]:.2f}" if share else "-" for share in ours]))
+        titles = [*PAPERS_FIVE, "mean"]
+        ours = [f"{100 * shares[title][0]:.2f}" if title in shares else "-" for title in titles]
+        lines += ["", table_line("accuracy, strict, %", titles), table_line("this model", ours)]
         lines += [table_line(f"the paper's: {model}", [f"{x:.2f}" for x in row])
                   for model, row in PAPER.items()]
         lines.append("(the paper's means as it prints them: some are not quite those of its five)")
@@ -101,12 +101,14 @@ def summary_lines(results):
 def error_table(results):
     """Wrong answers by class and kind, a column for each set."""
     lines = ["", table_line("wrong answers", results)]
+    counts = [Counter(key for verdict in verdicts if verdict.error
+                      for key in (verdict.error[0], verdict.error))
+              for verdicts in results.values()]
     for error, kinds in KINDS.items():
-        for kind in (None, *kinds):
-            counts = [sum(v.error is not None and v.error[0] == error and kind in (None, v.error[1])
-                          for v in verdicts) for verdicts in results.values()]
-            if any(counts) or (kind is None and error != "not asked"):
-                lines.append(table_line(error if kind is None else f"    {kind}", counts))
+        for head, key in [(error, error)] + [(f"    {kind}", (error, kind)) for kind in kinds]:
+            cells = [count[key] for count in counts]
+            if any(cells) or key in ("format", "structural", "semantic"):
+                lines.append(table_line(head, cells))
     return lines
 
 
@@ -126,81 +128,70 @@ def prompt_hash(row):
 
 def write(out, name, rows, texts, verdicts):
     """Write a set's result file."""
-    lines = [json.dumps({"id": row.id, "prompt_hash": prompt_hash(row), "text": text,
-                         "calls": verdict.calls, "verdict": "wrong" if verdict.error else "right",
-                         "error": verdict.error and verdict.error[0],
-                         "kind": verdict.error and verdict.error[1]})
+    lines = [{"id": row.id, "prompt_hash": prompt_hash(row), "text": text, "calls": verdict.calls,
+              "verdict": "wrong" if verdict.error else "right",
+              "error": verdict.error and verdict.error[0],
+              "kind": verdict.error and verdict.error[1]}
              for row, text, verdict in zip(rows, texts, verdicts)]
-    (out / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    replace_file(out / f"{name}.jsonl", to_lines(lines))
 
 
 def write_settings(out, model, data, limit):
     """settings.json: what the result files beside it were made with."""
-    settings = {"model": model, "data": data and str(data.resolve()), "limit": limit}
-    (out / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(out / "settings.json",
+               {"model": model, "data": str(data.resolve()), "limit": limit})
 
 
 def read_settings(out):
     """(data, limit), None where they are not known."""
-    if not (out / "settings.json").exists():
-        return None, None
-    path, text = benchmarks.read_file(out / "settings.json")
-    settings = benchmarks.explained(path, partial(json.loads, text))
-    return settings["data"], settings["limit"]
+    path = out / "settings.json"
+    settings = read_json(path) if path.exists() else {}
+    return settings.get("data"), settings.get("limit")
 
 
-def read_results(path):
-    """{row id: line} of a result file. ValueError names what is wrong."""
-    results = {}
-    for number, text in enumerate(benchmarks.read_file(path)[1].splitlines(), 1):
-        line = benchmarks.explained(f"{path}, line {number}", partial(json.loads, text))
+def read(out, name):
+    """{row id: line} of a set's result file; {} if there is none."""
+    path = out / f"{name}.jsonl"
+    lines = read_lines(path)
+    for number, line in enumerate(lines, 1):
         if not isinstance(line, dict) or not {"id", "prompt_hash", "text", "verdict"} <= set(line):
-            raise ValueError(f"{path}, line {number}: not a line that --out has written")
-        results[line["id"]] = line
-    return results
+            raise Refused(f"{path}, line {number}: not a line that --out has written")
+    return {line["id"]: line for line in lines}
 
 
-def stored_answers(out, name, rows):
-    """(texts, problems) of the rows from a set's result file.
+def stored_answers(stored, name, rows):
+    """(texts, problems) of the rows from what `read` gives.
 
-    ValueError if the file lacks a row, or answers another prompt than the row's.
+    Refused if a row is not there, or another prompt than the row's was answered.
     """
-    path, texts, problems = out / f"{name}.jsonl", [], []
-    stored = read_results(path)
     for row in rows:
-        if row.id not in stored:
-            raise ValueError(f"{path}: no answer to {row.id}: other --data, or an incomplete file")
-        line = stored[row.id]
-        if line["prompt_hash"] != prompt_hash(row):
-            raise ValueError(f"{path}: {row.id} was answered to another prompt: other --data, or "
-                             "older code")
-        texts.append(line["text"])
-        problems.append("broken row" if row.problem else line.get("kind"))
-    return texts, problems
+        if stored.get(row.id, {}).get("prompt_hash", "") != prompt_hash(row):
+            raise Refused(f"{name}.jsonl has no answer to {row.id} as it is asked now: "
+                          "other --data, older code, or an incomplete file")
+    return ([stored[row.id]["text"] for row in rows],
+            ["broken row" if row.problem else stored[row.id].get("kind") for row in rows])
 
 
 def compare_lines(a, b):
     """Lines on two directories of result files, row by row: which is better, and where?
 
-    ValueError if they have no set in common, or were asked different prompts.
+    Refused if they have no set in common, or were asked different prompts.
     """
-    names = [name for name in benchmarks.LOADERS
-             if all((folder / f"{name}.jsonl").exists() for folder in (a, b))]
-    if not names:
-        raise ValueError(f"{a} and {b} have no <set>.jsonl in common")
     lines = []
-    for name in names:
-        of_a, of_b = (read_results(folder / f"{name}.jsonl") for folder in (a, b))
+    for name in LOADERS:
+        of_a, of_b = read(a, name), read(b, name)
         both = [n for n in of_a if n in of_b]
         other = [n for n in both if of_a[n]["prompt_hash"] != of_b[n]["prompt_hash"]]
-        if other or not both:
-            raise ValueError(f"{name}: {a} and {b} were not asked the same"
-                             + (f": {other[0]}" if other else ""))
-        right_a, right_b = ([of[n]["verdict"] == "right" for n in both] for of in (of_a, of_b))
-        lines += pair_lines(name, both, right_a, right_b)
-        lone = len(of_a) + len(of_b) - 2 * len(both)
-        if lone:
-            lines.append(f"    {lone} rows stand in one of the two only: left out")
+        if other or of_a and of_b and not both:
+            raise Refused(f"{name}: {a} and {b} were not asked the same: {', '.join(other[:1])}")
+        if both:
+            right_a, right_b = ([of[n]["verdict"] == "right" for n in both] for of in (of_a, of_b))
+            lines += pair_lines(name, both, right_a, right_b)
+            lone = len(of_a) + len(of_b) - 2 * len(both)
+            if lone:
+                lines.append(f"    {lone} rows stand in one of the two only: left out")
+    if not lines:
+        raise Refused(f"{a} and {b} have no <set>.jsonl in common")
     return lines
 
 

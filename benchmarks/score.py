@@ -1,7 +1,9 @@
 """Scoring an answer, and the statistics over many: pure functions, no model and no files.
 
-Right is what `verify.answers_equal` says. A wrong answer belongs to the first that fits of the
-paper's three classes (its text overlaps; the order is ours), and to a kind inside it:
+A run and its report use this too, so it imports no loader. Right is what `verify.calls_equal`
+says; only where others wrote the gold are both sides loosened first. A wrong answer belongs to the
+first that fits of the paper's three classes (its text overlaps; the order is ours), and to a kind
+inside it:
 
     format        no block; block not closed; unparsable
     structural    malformed call; missing call; extra call; wrong name; missing argument;
@@ -17,7 +19,8 @@ from collections import Counter, defaultdict
 from typing import NamedTuple
 
 import solver
-from verify import MAX_QUESTION, Calls, answers_equal, last_block, loosen_call, normalise_text
+from benchmarks.gold import loosen_call
+from verify import MAX_QUESTION, Calls, calls_equal, last_block, normalise_text
 
 KINDS = {"format": ("no block", "block not closed", "unparsable"),
          "structural": ("malformed call", "missing call", "extra call", "wrong name",
@@ -31,10 +34,13 @@ NGRAM = 8                     # words
 # One answer
 
 
-def error_of(text, gold):
+def error_of(text, gold, loosened=False):
     """None if the answer is right, else (class, kind).
 
     An answer without a block is right where there is nothing to call.
+
+    Args:
+        loosened: whether to compare as gold that others wrote needs it: `gold.loosen_call`.
 
     >>> error_of('<tool_call_answer>[{"name": "f", "arguments": {"x": 2}}]</tool_call_answer>',
     ...          [{"name": "f", "arguments": {"x": 1}}])
@@ -42,7 +48,7 @@ def error_of(text, gold):
     """
     calls = solver.read(text)
     if calls is not None:
-        return calls_error(calls, gold)
+        return calls_error(calls, gold, loosened)
     if last_block(text, "tool_call_answer") is not None:
         return "format", "unparsable"
     if "<tool_call_answer>" in text:
@@ -56,31 +62,24 @@ def error_class(text, gold):
     return error and error[0]
 
 
-def calls_error(calls, gold):
+def calls_error(calls, gold, loosened=False):
     """As `error_of`, for an answer that parses (verify.Calls)."""
     if calls.malformed:
         return "structural", "malformed call"
-    if answers_equal(calls.calls, gold):
+    calls = calls.calls
+    if loosened:
+        calls, gold = list(map(loosen_call, calls)), list(map(loosen_call, gold))
+    if calls_equal(calls, gold):
         return None
-    if len(calls.calls) != len(gold):
-        return "structural", "missing call" if len(calls.calls) < len(gold) else "extra call"
-    if Counter(c["name"] for c in calls.calls) != Counter(c["name"] for c in gold):
+    if len(calls) != len(gold):
+        return "structural", "missing call" if len(calls) < len(gold) else "extra call"
+    if Counter(call["name"] for call in calls) != Counter(call["name"] for call in gold):
         return "structural", "wrong name"
-    given, wanted = Counter(map(shape, calls.calls)), Counter(map(shape, gold))
+    given, wanted = (Counter((call["name"], argument) for call in some
+                             for argument in call["arguments"]) for some in (calls, gold))
     if given == wanted:
         return "semantic", "wrong value"
-    given, wanted = list((given - wanted).elements()), list((wanted - given).elements())
-    for name, names in wanted:
-        nearest = max((s for s in given if s[0] == name), key=lambda s: len(s[1] & names))
-        given.remove(nearest)
-        if names - nearest[1]:
-            return "structural", "missing argument"
-    return "structural", "extra argument"
-
-
-def shape(call):
-    """(name, names of the arguments that are not null)."""
-    return call["name"], frozenset(loosen_call(call)["arguments"])
+    return "structural", "extra argument" if given > wanted else "missing argument"
 
 
 class Verdict(NamedTuple):
@@ -88,8 +87,7 @@ class Verdict(NamedTuple):
 
     error: tuple | None          # (class, kind); None: right
     loose_error: tuple | None    # the same with unknowable credentials ignored
-    parses: bool | None          # None: never asked
-    calls: list | None           # as parsed
+    calls: list | None           # as parsed; None if nothing parses, or it was never asked
     counts: tuple                # of `hammer_counts`
 
 
@@ -97,24 +95,23 @@ def judge(row, text, problem=None):
     """Verdict on an answer.
 
     Args:
-        row: benchmarks.Row.
+        row: loaders.Row.
         text: the completion; None if the row was not asked.
         problem: why it was not asked: a kind of KINDS["not asked"].
     """
     if text is None:
         error = "not asked", problem
-        return Verdict(error, error, None, None, hammer_counts(None, row.task.answer))
+        return Verdict(error, error, None, hammer_counts(None, row.task.answer))
     calls = solver.read(text)
     gold = row.gold(calls.calls if calls else [])
-    error = loose = error_of(text, gold)
+    error = loose = error_of(text, gold, not row.ours)
     if error is None and calls is None:
         calls = Calls([])                  # rightly declined, without a block
     hidden = unknowable(row.task)
     if error and calls and hidden:
         rest = calls._replace(calls=without(calls.calls, hidden))
-        loose = calls_error(rest, without(gold, hidden))
-    return Verdict(error, loose, calls is not None, calls and calls.calls,
-                   hammer_counts(calls, gold))
+        loose = calls_error(rest, without(gold, hidden), not row.ours)
+    return Verdict(error, loose, calls and calls.calls, hammer_counts(calls, gold))
 
 
 _CREDENTIAL = re.compile(r"((api|access|app|auth|client|private|secret)(key|id|token|code)"
@@ -202,7 +199,7 @@ def wilson(right, n):
 def unweighted_mean(shares):
     """(mean, low, high) of independent shares, each (share, low, high).
 
-    The distances to the limits add up in squares (MOVER, Zou and Donner 2008), so that Wilson's
+    The squares of the distances to the limits add up (MOVER, Zou and Donner 2008), so that Wilson's
     limits carry over.
     """
     k = len(shares)
@@ -243,8 +240,7 @@ def mcnemar(only_a, only_b):
 
 
 def ngrams(text):
-    """Runs of NGRAM words of the text, after verify's normalisation;
-    of its first MAX_QUESTION characters."""
+    """Runs of NGRAM words in the first MAX_QUESTION characters of a text, normalised by verify."""
     words = normalise_text(text[:MAX_QUESTION]).split()
     return [tuple(words[i:i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
 
@@ -254,7 +250,7 @@ def overlaps(questions, rows):
 
     Args:
         questions: list of str.
-        rows: benchmarks.Row.
+        rows: loaders.Row.
 
     Returns:
         {index of a question: (ids of the rows, one shared n-gram as text)}.

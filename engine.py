@@ -1,0 +1,332 @@
+"""The training policy on DeepSpeed ZeRO-3: the engine that grpo.py's step works against.
+
+DeepSpeed cuts parameters, gradients, fp32 masters and optimizer state into a shard for each rank.
+What the fifteen lines of AdamW at the head of grpo.py do, this file does on many GPUs; the rest
+gets fp32 weights in and out without rounding, and a state that a run can resume from.
+
+No other file imports DeepSpeed.
+"""
+import copy
+import logging
+import os
+import shutil
+import socket
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+logging.disable(logging.WARNING)      # on import DeepSpeed announces what it found
+import deepspeed                      # noqa: E402
+from deepspeed.utils import (safe_get_full_fp32_param, safe_get_local_fp32_param,
+                             safe_set_local_fp32_param)
+
+from cli import Refused
+from disk import read_json, write_tensors
+from model import matched, rank_and_world, token_logprobs
+
+logging.disable(logging.NOTSET)
+
+VERSION = deepspeed.__version__
+
+# ---------------------------------------------------------------------------------------------
+# The process group
+
+
+def init_distributed(timeout=30):
+    """Join the launcher's process group, or make one of a single process. Returns the device.
+
+    Args:
+        timeout: minutes that a rank waits for the others in a collective.
+    """
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=port)
+    # On a CPU, a compiled kernel is kept for each of up to 1024 shapes: with packed rows, no two
+    # steps have the same.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    deepspeed.utils.logger.setLevel("ERROR")
+    # The CPU backend would compile this op at start-up, and fail without a C++ compiler. It only
+    # speeds up reductions between processes of one machine.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(timeout=timedelta(minutes=timeout))
+    local_rank, local_ranks = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_SIZE", 1))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+    return torch.device("cpu")
+
+
+# ---------------------------------------------------------------------------------------------
+# Configuration
+
+
+def our_settings(config):
+    """What the step relies on, each key with its reason.
+
+    Args:
+        config: has learning_rate, dtype ("bf16" or "fp32") and max_grad_norm.
+    """
+    return {
+        # grpo.step cuts micro-batches and divides the loss itself.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "steps_per_print": 10**9,
+        "bf16": {"enabled": config.dtype == "bf16"},
+        # Both default to bf16, where small gradients are lost in the sum.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "gradient_clipping": config.max_grad_norm,
+        "zero_force_ds_cpu_optimizer": False,      # offloading would ask for a compiled Adam
+        "zero_optimization": {
+            "stage": 3,
+            # No parameter is kept whole between uses, so that loading weights has one place to
+            # write to.
+            "stage3_param_persistence_threshold": 0,
+            "overlap_comm": False,
+            # DeepSpeed's own sizes are ten times these, and cost gigabytes: a bucket in fp32 on
+            # every GPU, and in a step as much again as the masters, three times.
+            "reduce_bucket_size": 5 * 10**7,      # gradients that are reduced together, elements
+            "sub_group_size": 10**8,              # masters of a rank that are updated at a time
+        },
+        "optimizer": {"type": "AdamW", "params": {
+            "lr": config.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0,
+            "torch_adam": True,        # the default is compiled at start-up
+        }},
+    }
+
+
+# What the user may set besides: where the engine keeps things, how it moves them, what it reports.
+OFFLOAD = tuple(f"zero_optimization.offload_{what}.{key}" for what in ("optimizer", "param")
+                for key in ("device", "pin_memory", "buffer_count", "buffer_size", "max_in_cpu"))
+ALLOWED = OFFLOAD + tuple(f"zero_optimization.{key}" for key in (
+    "reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size",
+    "stage3_max_live_parameters", "stage3_max_reuse_distance", "sub_group_size",
+    "contiguous_gradients", "round_robin_gradients")) + ("wall_clock_breakdown", "dump_state")
+MONITORS = ("tensorboard", "wandb", "csv_monitor", "comet", "comms_logger", "flops_profiler")
+
+
+def settings(config):
+    """The DeepSpeed configuration: ours, with the user's JSON file `config.deepspeed` ("": none)
+    laid over it. Refused names a setting that is ours to decide, or that could change what a step
+    computes."""
+    tree = our_settings(config)
+    if not config.deepspeed:
+        return tree
+    ours, user = dict(leaves(tree)), read_json(config.deepspeed)
+    if not isinstance(user, dict):
+        raise Refused(f"--deepspeed {config.deepspeed} holds no JSON object")
+    for path, value in leaves(user):
+        key = ".".join(path)
+        if key in OFFLOAD and key.endswith("device") and value not in ("cpu", "none"):
+            raise Refused(f"--deepspeed {config.deepspeed} sets {key} to {value!r}: "
+                          "cpu and none are known to work")
+        if not (key in ALLOWED or path[0] in MONITORS or path in ours and ours[path] == value):
+            raise Refused(f"--deepspeed {config.deepspeed} sets {key}: "
+                          "the training step decides that")
+        place = tree
+        for part in path[:-1]:
+            place = place.setdefault(part, {})
+        place[path[-1]] = value
+    return tree
+
+
+def leaves(tree, above=()):
+    """(path, value) of everything in nested dicts that is no dict itself."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*above, key))
+        else:
+            yield (*above, key), value
+
+
+# ---------------------------------------------------------------------------------------------
+# The engine
+
+
+class Policy(torch.nn.Module):
+    """What DeepSpeed wraps: a causal LM whose forward pass returns token log-probs."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, packed, tokens):
+        return token_logprobs(self.model, packed, tokens=tokens)
+
+
+@contextmanager
+def linear_is(function):
+    """F.linear, for as long as the engine computes."""
+    plain, F.linear = F.linear, function
+    try:
+        yield
+    finally:
+        F.linear = plain
+
+
+class Engine:
+    """One ZeRO-3 engine for the whole run, with fp32 masters.
+
+    Each phase loads a role's weights with `load`, which also clears the optimizer. One engine for
+    all phases avoids what DeepSpeed leaks at every initialisation.
+    """
+
+    def __init__(self, model, config):
+        """
+        Args:
+            model: a causal LM; the engine takes it over. Its weights come with `load`.
+            config: as for `settings`, and gradient_checkpointing.
+        """
+        model.train()
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        # DeepSpeed replaces F.linear for the whole process. The engine needs its version, which
+        # lets go of gathered weights; the sampler, which holds whole ones, only loses time by it.
+        plain = F.linear
+        self.engine = deepspeed.initialize(model=Policy(model), model_parameters=model.parameters(),
+                                           config=settings(config))[0]
+        self.linear, F.linear = F.linear, plain
+        self.optimizer, self.device = self.engine.optimizer, self.engine.device
+
+    # What grpo.step asks for -------------------------------------------------------------------
+
+    def logprobs(self, packed, tokens):
+        """`model.token_logprobs` of the policy. All ranks call it, with the same `tokens`."""
+        with linear_is(self.linear):
+            return self.engine(packed, tokens)
+
+    def backward(self, loss, last):
+        """Add the gradient of a loss to those of the step; `last` is its last micro-batch."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        with linear_is(self.linear):
+            # DeepSpeed averages gradients over ranks, where the step wants their sum: the one
+            # place where we scale.
+            self.engine.backward(loss * rank_and_world()[1])
+
+    def update(self, rate):
+        """An AdamW update at a learning rate. Returns the norm of the gradient before clipping; if
+        it is not finite, DeepSpeed has left the weights as they were."""
+        for group in self.optimizer.optimizer.param_groups:
+            group["lr"] = rate
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm())
+
+    # Weights in and out ------------------------------------------------------------------------
+
+    def parameters(self):
+        """(name as in the causal LM, parameter) of the engine; tied ones once."""
+        return self.engine.module.model.named_parameters()
+
+    def load(self, weights):
+        """Write fp32 weights into masters and training copy, and forget the optimizer's state.
+
+        DeepSpeed itself makes its masters from parameters already rounded to bf16, and would lose
+        what a small learning rate had built up.
+
+        Args:
+            weights: (name, tensor) pairs, as `model.matched` takes them.
+        """
+        rank, world = rank_and_world()
+        params = dict(self.parameters())
+        for name, weight in matched(weights, {name: p.ds_shape for name, p in params.items()}):
+            flat = weight.detach().float().flatten()
+            size = -(-flat.numel() // world)
+            # Shards have equal length; the last one is padded.
+            shard = flat[rank * size:(rank + 1) * size].to(self.device)
+            shard = F.pad(shard, (0, size - shard.numel()))
+            safe_set_local_fp32_param(params[name], shard)
+            params[name].ds_tensor.data.copy_(shard)
+        self.optimizer.optimizer.state.clear()
+
+    def weights(self):
+        """{name: fp32 CPU tensor} of the masters on rank 0, an empty dict elsewhere. All ranks call
+        it."""
+        masters = {}
+        for name, param in self.parameters():
+            full = safe_get_full_fp32_param(param)
+            if rank_and_world()[0] == 0:
+                masters[name] = full.detach().cpu().clone()
+        return masters
+
+    def gathered(self):
+        """(name, whole parameter in training precision), one after the other, on every rank."""
+        for name, param in self.parameters():
+            with deepspeed.zero.GatheredParameters([param]):
+                yield name, param
+
+    def copy_to(self, model):
+        """Refresh a plain copy of the model in place, gathering one parameter at a time."""
+        target = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, param in self.gathered():
+                target[name].copy_(param)
+
+    def check_copy(self, model):
+        """AssertionError unless a plain copy on this rank holds the engine's weights."""
+        target = dict(model.named_parameters())
+        for name, param in self.gathered():
+            assert torch.equal(target[name], param), f"the sampling copy differs in {name}"
+
+    def save(self, path, lm):
+        """Write a Hugging Face checkpoint with fp32 weights. All ranks call it.
+
+        Args:
+            path: a directory; replaced as a whole once it is complete.
+            lm: model.LM whose configuration and tokenizer belong to the weights.
+        """
+        masters = self.weights()
+        if rank_and_world()[0] == 0:
+            path, part = Path(path), Path(f"{path}.part")
+            part.mkdir(parents=True, exist_ok=True)
+            write_tensors(part / "model.safetensors", masters, {"format": "pt"})
+            # As transformers writes them; its save_pretrained would refuse some that it has loaded.
+            shape = copy.deepcopy(lm.model.config)
+            shape.dtype, shape.architectures = torch.float32, [type(lm.model).__name__]
+            shape.to_json_file(part / "config.json")
+            lm.model.generation_config.to_json_file(part / "generation_config.json")
+            lm.tokenizer.save_pretrained(part)
+            shutil.rmtree(path, ignore_errors=True)     # from a phase that was cut off just after
+            part.rename(path)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
+    # A state to resume from --------------------------------------------------------------------
+
+    def state(self):
+        """This rank's part of masters and optimizer, {name: CPU tensor}: all that `restore` needs
+        to go on as if nothing had happened."""
+        tensors = {}
+        for n, flat in enumerate(self.optimizer.fp32_partitioned_groups_flat):
+            tensors[f"{n}.master"] = flat.detach().cpu().clone()
+            for name, value in self.optimizer.optimizer.state[flat].items():
+                tensors[f"{n}.{name}"] = torch.as_tensor(value).cpu().clone()
+        return tensors
+
+    def restore(self, tensors):
+        """Put back what `state` gave on the same rank of as many ranks."""
+        for n, flat in enumerate(self.optimizer.fp32_partitioned_groups_flat):
+            flat.data.copy_(tensors[f"{n}.master"])
+            self.optimizer.optimizer.state[flat] = {
+                "step": tensors[f"{n}.step"],
+                "exp_avg": tensors[f"{n}.exp_avg"].to(flat.device),
+                "exp_avg_sq": tensors[f"{n}.exp_avg_sq"].to(flat.device)}
+        for _, param in self.parameters():
+            param.ds_tensor.data.copy_(safe_get_local_fp32_param(param))
+
+    # Monitors ----------------------------------------------------------------------------------
+
+    def write_events(self, phase, step, metrics):
+        """Hand numbers to the monitors (tensorboard, wandb, csv) that the user's DeepSpeed settings
+        switch on."""
+        if self.engine.monitor.enabled:
+            self.engine.monitor.write_events(
+                [(f"{phase}/{name}", value, step) for name, value in metrics.items()
+                 if isinstance(value, (int, float))])

@@ -1,0 +1,573 @@
+"""What runs the story: the models in memory, sampling, training steps, stopping, and what is said
+and logged about it.
+
+`start(config, story)` makes a Run and tells it the story, a function of the Run, as selfplay.py
+has it. Import this file before torch.
+"""
+import ctypes
+import math
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from statistics import mean
+
+if sys.platform == "linux":
+    # Read when torch is loaded. ZeRO-3's gathers start more OpenMP threads than there are cores,
+    # and then idle ones go to sleep at once: small operations take twice as long. "active" lets
+    # them wait a little; the second line keeps the usual wait while there is a core for each.
+    os.environ.setdefault("OMP_WAIT_POLICY", "active")
+    os.environ.setdefault("GOMP_SPINCOUNT", "300000")
+
+import torch
+import torch.distributed as dist
+import transformers
+from tqdm import tqdm
+
+import check
+import curriculum
+import engine
+import generator
+import grpo
+import model as lms
+import report
+import tiny
+from cli import Refused
+from config import record
+from disk import Directory, write_json
+
+SLICE = 16           # chunks of the sampler in a slice of a pool: what a kill loses at most, and
+                     # how many ranks can share one
+COLLAPSED = 0.2      # share of different questions below which we speak of a collapse
+SAVE_SECONDS = 15    # to save the last step in; the launcher gives its ranks 30 s to end
+GO_ON = "What is finished is saved; the same command goes on from there."
+
+
+def flat(groups):
+    """Rollouts of all groups in one list."""
+    return [rollout for group in groups for rollout in group]
+
+
+class Run:
+    """What the story works with.
+
+    Attributes:
+        config, files: config.Config; disk.Directory.
+        engine: engine.Engine, the policy in training.
+        actor: model.LM, a plain copy of the role in training, which samples.
+        frozen: model.LM, the Solver that probes, judges and is evaluated.
+        iteration, phase, step: what is being done; step is None outside of training steps.
+    """
+
+    def __init__(self, config, files, tokenizer, score_ids, device):
+        """
+        Args:
+            score_ids: token ids of the judge's scores 1..5.
+        """
+        self.config, self.files, self.tokenizer, self.score_ids = (
+            config, files, tokenizer, score_ids)
+        dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
+        self.engine = engine.Engine(lms.build(config.base, dtype, device), config)
+        self.actor = lms.load(config.base, tokenizer, dtype, device)
+        self.frozen = lms.load(config.base, tokenizer, dtype, device)
+        self.iteration = self.phase = self.step = None
+        self.total = 0                        # training steps of the phase
+        self.done = None                      # those that are finished; None outside of training
+        self.tokens, self.seconds, self.said, self.reward = 0, Counter(), set(), 0.0
+        self.stopper = Stopper(files, self.save_now, launched="LOCAL_SIZE" in os.environ)
+
+    # Models ------------------------------------------------------------------------------------
+
+    def generator_path(self, i):
+        """Checkpoint of Generator i; the base for i = 0, or always where it is frozen."""
+        frozen = i == 0 or self.config.freeze_generator
+        return self.config.base if frozen else str(self.files.path / f"iter{i}/generator")
+
+    def solver_path(self, i):
+        """Checkpoint of Solver i; the base for i = 0."""
+        return str(self.files.path / f"iter{i}/solver") if i else self.config.base
+
+    def train_from(self, path):
+        """Start training from the fp32 weights of a checkpoint."""
+        self.engine.load(lms.read_weights(path))
+        self.engine.copy_to(self.actor.model)
+
+    def load(self, lm, path):
+        """Give the actor or the frozen Solver the weights of a checkpoint."""
+        lms.fill(lm.model, lms.read_weights(path))
+
+    def save(self):
+        """Write the checkpoint of the role in training."""
+        self.engine.save(self.files.path / f"iter{self.iteration}" / self.phase, self.actor)
+
+    # Sampling ----------------------------------------------------------------------------------
+
+    def key(self, purpose):
+        """What randomness depends on: run seed, iteration, purpose, and the training step."""
+        step = () if self.step is None else (self.step,)
+        return (self.config.seed, self.iteration, purpose, *step)
+
+    def seed(self, purpose):
+        """The same for random.Random."""
+        return " ".join(map(str, self.key(purpose)))
+
+    def encode(self, chat):
+        """Token ids of chat messages."""
+        return lms.encode_chat(self.tokenizer, chat)
+
+    def fits(self, chat):
+        """Are the messages short enough to be a prompt?"""
+        return len(self.encode(chat)) <= self.config.max_prompt
+
+    def sample(self, lm, chats, samples, purpose, temperature, max_tokens, first=0):
+        """model.sample for chat messages; time and tokens are counted."""
+        with self.timed("sampling" if lm is self.actor else "probing"):
+            groups = lms.sample(lm, [self.encode(chat) for chat in chats], samples,
+                                self.key(purpose), temperature, max_tokens,
+                                self.config.sample_rows, first)
+        self.tokens += sum(len(rollout.ids) for rollout in flat(groups))
+        return groups
+
+    def in_slices(self, purpose, items, samples, work):
+        """[result for each item], kept on disk slice by slice, so that a killed run goes on.
+
+        A slice is an eighth of the items, in whole chunks of the sampler, at most SLICE of them. It
+        does not depend on the ranks, so that the same prompts stand together on any number.
+
+        Args:
+            samples: how many of each item; `work` passes it on.
+            work: function of (run, items, samples, purpose, index of the first) to results.
+        """
+        chunk = max(1, self.config.sample_rows // samples)
+        size = chunk * min(SLICE, max(1, len(items) // (8 * chunk)))
+        name = f"iter{self.iteration}/{purpose}.part.jsonl"
+        results = self.files.kept_rows(name, size, len(items))
+        with self.bar(purpose, len(items), len(results)) as bar:
+            for start in range(len(results), len(items), size):
+                new = work(self, items[start:start + size], samples, purpose, start)
+                self.files.append(name, *new)
+                results += new
+                self.advance(bar, len(new))
+        return results
+
+    # Phases and steps --------------------------------------------------------------------------
+
+    def once(self, i, phase, work):
+        """Do a phase unless it is finished; then record that it is, as the last thing."""
+        if [i, phase] in self.files.state["finished"]:
+            return
+        self.iteration, self.phase, self.step = i, phase, None
+        started, self.seconds = time.time(), Counter()
+        work(self, i)
+        self.step = self.done = None
+        if phase in ("curriculum", "evaluation"):
+            self.log_time(started, {})
+        if lms.rank_and_world()[1] > 1:
+            dist.barrier()
+        with self.stopper.critical:
+            self.files.finish(i, phase)
+        if phase == "evaluation" and self.files.rank == 0:
+            report.write(self.files.path)
+
+    def steps(self, total):
+        """The training steps of this phase that are still to do, under a progress bar; logs the
+        time of each, and saves a resumable state now and then."""
+        self.total, self.done = total, self.files.done_steps(self.iteration, self.phase)
+        if self.done:
+            self.engine.restore(on_every_rank(self.files.load_step))
+            self.engine.copy_to(self.actor.model)
+        with self.bar(self.phase, total, self.done) as bar:
+            for self.step in range(self.done, total):
+                started, before, self.seconds = time.time(), self.tokens, Counter()
+                yield self.step
+                return_memory()
+                self.log_time(started, {
+                    "step": self.step, "sampled_tokens_per_second":
+                    (self.tokens - before) / (time.time() - started),
+                    "peak_memory_mib": peak_memory(), "resident_memory_mib": resident_memory()})
+                self.advance(bar, 1, reward=f"{self.reward:.2f}")
+                if self.done % self.config.save_every == 0 and self.done < total:
+                    with self.stopper.critical:
+                        saved = self.save_step(60 * self.config.collective_timeout)
+                    if not saved:
+                        self.say(f"iteration {self.iteration} {self.phase}: step {self.done} is "
+                                 "not saved, since a rank's part of it did not come")
+
+    def learn(self, groups, parts, metrics):
+        """One GRPO step on sampled groups, and its lines in the logs.
+
+        Args:
+            parts: {name: reward} of each rollout, group after group; the reward is their sum.
+            metrics: more to log.
+        """
+        config, rollouts = self.config, flat(groups)
+        reward_PG = torch.tensor([sum(part.values()) for part in parts]).view(len(groups), -1)
+        rate = config.learning_rate * (1 - self.step / self.total)      # linear to 0
+        with ExitStack() as held:      # weights and logs change together
+            with self.timed("training"):
+                metrics |= grpo.step(
+                    self.engine, groups, reward_PG, rate, config.micro_tokens, config.epsilon,
+                    config.inner_updates,
+                    commit=lambda: held.enter_context(self.stopper.critical))
+            metrics |= {"reward": reward_PG.mean().item(), "learning_rate": rate,
+                        "truncated": mean(not rollout.finished for rollout in rollouts),
+                        "completion_tokens": mean(len(rollout.ids) for rollout in rollouts)}
+            metrics |= {f"reward_{name}": mean(part[name] for part in parts) for name in parts[0]}
+            self.log(metrics)
+            self.log_samples(rollouts, parts)
+            self.done = self.step + 1
+        with self.timed("sync"):
+            self.engine.copy_to(self.actor.model)
+        if config.assert_invariants:
+            check.check_step(config, groups, reward_PG, self.actor.eos, metrics)
+            self.engine.check_copy(self.actor.model)
+        self.engine.write_events(self.phase, (self.iteration - 1) * self.total + self.step, metrics)
+        self.reward = metrics["reward"]
+        for kind, sentence in step_problems(reward_PG, metrics).items():
+            self.say_once(kind, f"iteration {self.iteration} {self.phase} step {self.step}: "
+                          + sentence)
+
+    def save_step(self, patience):
+        """Make the last finished step the one that the run resumes from; False if a rank's part
+        did not come in `patience` seconds."""
+        return self.files.save_step(self.iteration, self.phase, self.done, self.engine.state(),
+                                    patience)
+
+    def save_now(self, patience):
+        """Save the last finished step while the run is being stopped; returns what to say."""
+        if self.done is None:
+            return "what is finished is saved"
+        saved = self.files.done_steps(self.iteration, self.phase)
+        if self.done > saved and self.save_step(patience):
+            saved = self.done
+        return f"iteration {self.iteration} {self.phase} is saved after {saved} steps"
+
+    # Logs and screen ---------------------------------------------------------------------------
+
+    @contextmanager
+    def timed(self, kind):
+        """Count the seconds of a kind of work."""
+        started = time.time()
+        yield
+        self.seconds[kind] += time.time() - started
+
+    def log(self, metrics):
+        """One line of metrics.jsonl: values that the seed determines."""
+        step = {} if self.step is None else {"step": self.step}
+        self.files.append("metrics.jsonl", {"iteration": self.iteration, "phase": self.phase,
+                                            **step, **metrics})
+
+    def log_time(self, started, more):
+        """One line of timings.jsonl."""
+        self.files.append("timings.jsonl", {
+            "iteration": self.iteration, "phase": self.phase, **more,
+            "seconds": time.time() - started, **self.seconds})
+
+    def log_samples(self, rollouts, parts):
+        """The best and the worst rollout of a step."""
+        totals = [sum(part.values()) for part in parts]
+        for kind, n in (("best", totals.index(max(totals))), ("worst", totals.index(min(totals)))):
+            self.files.append("samples.jsonl", {
+                "iteration": self.iteration, "phase": self.phase, "step": self.step, "kind": kind,
+                "reward": parts[n], "prompt": self.tokenizer.decode(rollouts[n].prompt),
+                "text": rollouts[n].text})
+
+    def write_rows(self, name, rows):
+        """Write a .jsonl file of this iteration."""
+        self.files.write_rows(f"iter{self.iteration}/{name}", rows)
+
+    def say_once(self, what, line):
+        """Say a line the first time in a phase that there is something of its kind to say."""
+        if (self.iteration, self.phase, what) not in self.said:
+            self.said.add((self.iteration, self.phase, what))
+            self.say(line)
+
+    def say(self, line):
+        if self.files.rank == 0:
+            tqdm.write(line)
+
+    def bar(self, what, total, done):
+        self.tokens, self.bar_started = 0, time.time()
+        return tqdm(total=total, initial=done, desc=f"iteration {self.iteration} {what}",
+                    disable=self.files.rank > 0, leave=False, dynamic_ncols=True)
+
+    def advance(self, bar, count, **shown):
+        """Move a progress bar on, with tokens per second since it began."""
+        speed = self.tokens / (time.time() - self.bar_started)
+        bar.set_postfix(shown | {"tok/s": f"{speed:.0f}"}, refresh=False)
+        bar.update(count)
+
+
+def step_problems(reward_PG, metrics):
+    """{kind: sentence} where a step taught nothing, or the Generator collapses. The run goes on."""
+    found, distinct = {}, metrics.get("distinct_questions", 1)
+    if metrics["dead_groups"] == 1:
+        values = Counter(round(row[0].item(), 3) for row in reward_PG)
+        found["dead"] = "every group is dead, nothing was learned: " + ", ".join(
+            f"{count} of {len(reward_PG)} groups have only the reward {value}"
+            for value, count in values.most_common())
+    if distinct < COLLAPSED:
+        found["collapse"] = (f"only {100 * distinct:.0f} % of the {reward_PG.numel()} questions "
+                             "differ: the Generator is collapsing, see samples.jsonl")
+    return found
+
+
+def return_memory():
+    """Give freed host memory back to the system, where its C library can."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_memory():
+    """Host memory of this process in MiB, or None where the system does not tell."""
+    with suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def peak_memory():
+    """Peak memory of this process in MiB: of the GPU if there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# ---------------------------------------------------------------------------------------------
+# Starting
+
+
+def start(config, story):
+    """The run, or what is left of it.
+
+    Args:
+        story: function of the Run.
+    """
+    tokenizer, score_ids, shape = read_model(config)
+    engine.settings(config)
+    device = engine.init_distributed(config.collective_timeout)
+    needed = check.disk_bytes(check.count_parameters(shape), config.iterations)
+    files, told = open_directory(config, needed)
+    if [config.iterations, "evaluation"] not in files.state["finished"]:
+        try:
+            run = Run(config, files, tokenizer, score_ids, device)
+        except lms.BadCheckpoint as error:
+            raise Refused(f"--model {config.model}: {error}") from None
+        if told:
+            run.say(told)
+        with unharmed(run):
+            story(run)
+    if files.rank == 0:
+        summarise(config, files)
+
+
+def read_model(config):
+    """(tokenizer, ids of the judge's scores, shape of the model), once they are known to serve."""
+    try:
+        tokenizer = lms.load_tokenizer(config.base)
+        score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(tiny.heldout(1)[0]),
+                                   curriculum.SCORES)
+        shape = lms.read_config(config.base)
+        lms.checkpoint_files(config.base)
+        longest = len(lms.encode_chat(tokenizer, generator.longest_prompt(config.own_tools)))
+        if longest > config.max_prompt:
+            raise ValueError(f"--max_prompt is {config.max_prompt}, and the Generator's longest "
+                             f"prompt takes {longest} tokens")
+        room = getattr(shape, "max_position_embeddings", math.inf)
+        if config.max_prompt + max(config.max_completion, config.max_verify) > room:
+            raise ValueError(f"it has {room} positions, and --max_prompt and --max_completion or "
+                             "--max_verify add up to more")
+    except ValueError as error:
+        raise Refused(f"--model {config.model}: {error}") from None
+    return tokenizer, score_ids, shape
+
+
+def open_directory(config, needed):
+    """(the run's directory, what to tell the user or None): claimed, seen by every rank, and
+    brought back to its last saved step.
+
+    Args:
+        needed: bytes that the run will write.
+    """
+    files = Directory(config.path, *lms.rank_and_world())
+    on_rank0(lambda: files.claim(needed))
+    holder = on_rank0(lambda: (files.path / "lock").read_text())
+    on_every_rank(lambda: see_lock(files.path, holder))
+    on_rank0(lambda: write_json(files.path / "config.json", record(config) | {
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__,
+                     "deepspeed": engine.VERSION}}))
+    files.state, told = on_rank0(files.rewind)
+    return files, told
+
+
+def see_lock(path, holder):
+    """Refused where this rank's machine does not see the directory that rank 0 has locked."""
+    lock = path / "lock"
+    if not lock.exists() or lock.read_text() != holder:
+        raise Refused(f"{path.resolve()} is not on a file system that all ranks share: "
+                      f"{socket.gethostname()} does not see it")
+
+
+def on_rank0(work):
+    """Result of work() on rank 0, on every rank; what rank 0 refuses is refused on all."""
+    outcome = [None, None]
+    if lms.rank_and_world()[0] == 0:
+        try:
+            outcome[0] = work()
+        except (Refused, OSError) as problem:
+            outcome[1] = str(problem)
+    if lms.rank_and_world()[1] > 1:
+        dist.broadcast_object_list(outcome)
+    if outcome[1]:
+        raise Refused(outcome[1])
+    return outcome[0]
+
+
+def on_every_rank(work):
+    """Result of work() on this rank, once it has succeeded on all; what one refuses, all refuse."""
+    result, problem = None, None
+    try:
+        result = work()
+    except Refused as refused:
+        problem = str(refused)
+    problems = [problem]
+    if lms.rank_and_world()[1] > 1:
+        problems = [None] * lms.rank_and_world()[1]
+        dist.all_gather_object(problems, problem)
+    for problem in filter(None, problems):
+        raise Refused(problem)
+    return result
+
+
+def summarise(config, files):
+    """Write summary.json and print the result."""
+    rows = files.read_rows("metrics.jsonl")
+    accuracy = [row["heldout_accuracy"] for row in rows if row["phase"] == "evaluation"]
+    summary = {"preset": config.preset, "model": config.model, "seed": config.seed,
+               "world_size": files.world, "wall_seconds": files.state["wall_seconds"],
+               "heldout_accuracy": accuracy,
+               "funnel": [row["funnel"] for row in rows if row["phase"] == "curriculum"]}
+    write_json(files.path / "summary.json", summary)
+    tqdm.write("held-out accuracy: " + " -> ".join(f"{100 * a:.1f} %" for a in accuracy)
+               + f"   ({summary['wall_seconds'] / 60:.1f} minutes; {files.path}/summary.json)")
+    tqdm.write(report.write(files.path))
+
+
+# ---------------------------------------------------------------------------------------------
+# Ending early
+
+
+@contextmanager
+def unharmed(run):
+    """Turn what can go wrong in the middle of a run into one line; what was finished stays."""
+    again, files = GO_ON, run.files
+    try:
+        yield
+    except lms.NonFinite as error:
+        step, name = run.step or 0, f"failure-rank{files.rank}.json"
+        write_json(files.path / name, {
+            "iteration": run.iteration, "phase": run.phase, "step": step, "rank": files.rank,
+            "what": str(error),
+            "samples": [{"prompt": run.tokenizer.decode(rollout.prompt), "text": rollout.text,
+                         "ids": rollout.ids} for rollout in error.rollouts]})
+        fail(f"{error} is not finite in iteration {run.iteration}, {run.phase} step {step}, rank "
+             f"{files.rank}: the samples are in {files.path / name}. Nothing was learned from "
+             "them.")
+    except lms.BadCheckpoint as error:
+        raise Refused(f"{error}: put back a copy, or give another --run_dir") from None
+    except OSError as error:
+        fail(f"{error.filename or files.path} cannot be read or written: "
+             f"{error.strerror or error}. {again}")
+    except RuntimeError as error:
+        # Another rank ended: either the run is being stopped, or it died.
+        if run.stopper.stopping.wait(2):
+            run.stopper.join()
+        if files.world == 1 or not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        for failure in files.path.glob("failure-rank*.json"):
+            again = f"It left {failure}."
+        fail(f"rank {files.rank} lost another rank ({str(error).splitlines()[0][:200]}). {again}")
+
+
+def fail(message):
+    """End this rank with one line. The launcher ends the others."""
+    sys.stdout.flush()
+    print(f"\n{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+class Stopper(threading.Thread):
+    """Ends the process in order on Ctrl-C, SIGTERM, or when the launcher is gone.
+
+    A thread of its own: the main thread may hang in a collective, where Python runs no signal
+    handler.
+
+    Attributes:
+        critical: lock held by the main thread while weights and logs change together.
+        stopping: set once the end has begun.
+    """
+
+    def __init__(self, directory, save, launched):
+        """
+        Args:
+            directory: the run's Directory.
+            save: function of the seconds that it may take, which saves the last finished step and
+                returns a sentence.
+            launched: whether a launcher started this process.
+        """
+        super().__init__(daemon=True)
+        self.directory, self.save = directory, save
+        self.critical, self.stopping = threading.RLock(), threading.Event()
+        self.ancestors = ancestors() if launched else None
+        self.launched = launched
+        self.pipe, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        signal.set_wakeup_fd(write_end)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)      # the thread reads the signal from the pipe
+        self.start()
+
+    def run(self):
+        while True:
+            ready, _, _ = select.select([self.pipe], [], [], 0.3)
+            if ready:
+                self.stop(os.read(self.pipe, 1)[0])
+            elif (self.directory.stop_file.exists()
+                  or (self.launched and ancestors() != self.ancestors)):
+                self.stop(signal.SIGTERM)
+
+    def stop(self, number):
+        """Save and end the process with the exit code that shells give to the signal."""
+        self.stopping.set()
+        with suppress(OSError):
+            self.directory.stop_file.touch()
+        deadline = time.time() + SAVE_SECONDS
+        sentence = "a step was under way"
+        try:
+            # A step that is changing the weights right now is finished first.
+            if self.critical.acquire(timeout=SAVE_SECONDS):
+                sentence = self.save(deadline - time.time())
+        except Exception as error:      # whatever it is, the process has to end
+            sentence = f"the last step could not be saved ({error})"
+        finally:
+            if self.directory.rank == 0:
+                print(f"\nstopped: {sentence}. The same command goes on from there.",
+                      file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(128 + number)
+
+
+def ancestors():
+    """(parent, grandparent) process ids. Under the launcher they are its two processes."""
+    parent = os.getppid()
+    try:
+        fields = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()
+        return parent, int(fields[1])
+    except OSError:          # no such process, or no /proc
+        return parent, 0
