@@ -3,8 +3,8 @@
     python coldstart.py --model DIR --out DIR
     deepspeed coldstart.py --model DIR --out DIR      # the same over all GPUs
 
-On a weak base all groups of self-play are dead: no completion is right, none is better than another,
-and there is nothing to strengthen. So it first sees some thousand made-up tasks
+On a weak base all groups of self-play are dead: no completion is right, none is better than
+another, and there is nothing to strengthen. So it first sees some thousand made-up tasks
 (coldstart_world.py), through exactly the prompts of training, with what Solver, Generator and judge
 should say: supervised next-token prediction on the assistant's tokens. The embedded model (tiny.py)
 is pretrained by the same steps.
