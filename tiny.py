@@ -343,7 +343,7 @@ def build_model(tokenizer):
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=4096,
         tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="grouped")
+    return AutoModelForCausalLM.from_config(config, attn_implementation="shared_prompt")
 
 
 # ---------------------------------------------------------------------------------------------
