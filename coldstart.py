@@ -19,6 +19,7 @@ import math
 import os
 import time
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.distributed as dist
@@ -122,8 +123,11 @@ class Trainer:
 
     @torch.no_grad()
     def resume(self, path, settings):
-        """Go on from a file that `save` wrote. Refused if it is of other settings."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        """Go on from a file that `save` wrote. Refused if it is damaged or of other settings."""
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError):
+            raise Refused(f"{path} is damaged: remove it, and training starts again") from None
         differ = [name for name in settings if settings[name] != state["settings"][name]]
         if differ:
             raise Refused(f"{path} is of a run with another --{differ[0]} "
@@ -208,21 +212,12 @@ def train(trainer, batch, save=None, description="cold start"):
 # The program
 
 
-def join():
-    """Join the launcher's process group, if there is one. Returns the device."""
-    gpu, local_rank = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", 0))
-    if gpu:
-        torch.cuda.set_device(local_rank)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("nccl" if gpu else "gloo")
-    return torch.device("cuda", local_rank) if gpu else torch.device("cpu")
-
-
 def run(args):
     """The cold start from checkpoint to checkpoint."""
+    import engine      # DeepSpeed takes seconds to start: not for those who want the trainer alone
     if (args.out / "model.safetensors").exists():
         raise Refused(f"{args.out} holds a finished model: give another --out")
-    device = join()
+    device = engine.init_distributed()
     tokenizer = checked(lms.load_tokenizer, args.model)
     lm = checked(lms.load, args.model, tokenizer, torch.float32, device)
     if args.gradient_checkpointing:
@@ -233,7 +228,7 @@ def run(args):
     settings = {name: getattr(args, name)
                 for name in ("model", "steps", "batch", "learning_rate", "seed", "fp32")}
     first, state = lms.rank_and_world()[0] == 0, args.out / "state.pt"
-    args.out.mkdir(parents=True, exist_ok=True)
+    checked(lambda: args.out.mkdir(parents=True, exist_ok=True))
     if state.exists():
         trainer.resume(state, settings)
 
