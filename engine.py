@@ -6,7 +6,6 @@ gets fp32 weights in and out without rounding, and a state that a run can resume
 
 No other file imports DeepSpeed.
 """
-import copy
 import logging
 import os
 import shutil
@@ -26,7 +25,7 @@ from deepspeed.utils import (safe_get_full_fp32_param, safe_get_local_fp32_param
 
 import serving
 from cli import Refused
-from disk import read_json, write_tensors
+from disk import read_json
 from model import matched, rank_and_world, token_logprobs
 
 logging.disable(logging.NOTSET)
@@ -293,14 +292,7 @@ class Engine:
         masters = self.weights()
         if rank_and_world()[0] == 0:
             path, part = Path(path), Path(f"{path}.part")
-            part.mkdir(parents=True, exist_ok=True)
-            write_tensors(part / "model.safetensors", masters, {"format": "pt"})
-            # As transformers writes them; its save_pretrained would refuse some that it has loaded.
-            shape = copy.deepcopy(lm.model.config)
-            shape.dtype, shape.architectures = torch.float32, [type(lm.model).__name__]
-            shape.to_json_file(part / "config.json")
-            lm.model.generation_config.to_json_file(part / "generation_config.json")
-            serving.drop_in(lm.tokenizer, lm.eos).save_pretrained(part)
+            serving.write_checkpoint(part, lm, masters)
             shutil.rmtree(path, ignore_errors=True)     # from a phase that was cut off just after
             part.rename(path)
         if dist.is_initialized():

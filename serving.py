@@ -20,7 +20,10 @@ The response template reads what solver.read reads, but for this:
 import copy
 import re
 
+import torch
+
 import solver
+from disk import write_tensors
 
 # ---------------------------------------------------------------------------------------------
 # Asking
@@ -168,3 +171,21 @@ def drop_in(tokenizer, eos):
         served.chat_template = chat_template(base)
     served.response_template = response_template([tokenizer.decode([token]) for token in eos])
     return served
+
+
+def write_checkpoint(path, lm, weights):
+    """Write a Hugging Face checkpoint, the weights last; `from_pretrained` loads it.
+
+    Args:
+        path: a directory; made if it is not there.
+        lm: model.LM whose configuration and tokenizer belong to the weights.
+        weights: {name: fp32 CPU tensor}.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    # As transformers writes them; its save_pretrained would refuse some that it has loaded.
+    shape = copy.deepcopy(lm.model.config)
+    shape.dtype, shape.architectures = torch.float32, [type(lm.model).__name__]
+    shape.to_json_file(path / "config.json")
+    lm.model.generation_config.to_json_file(path / "generation_config.json")
+    drop_in(lm.tokenizer, lm.eos).save_pretrained(path)
+    write_tensors(path / "model.safetensors", weights, {"format": "pt"})

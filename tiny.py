@@ -27,6 +27,7 @@ import coldstart
 import curriculum
 import generator
 import model as lms
+import serving
 import solver
 from verify import Task
 
@@ -372,7 +373,7 @@ def main():
     tokenizer = build_tokenizer()
     lm = lms.LM(build_model(tokenizer), tokenizer, (tokenizer.eos_token_id,))
     train(lm, False, SKILL_STEPS, 3e-3)
-    train(lm, True, HABIT_STEPS, 1e-3).export(PATH)
+    serving.write_checkpoint(PATH, lm, train(lm, True, HABIT_STEPS, 1e-3).masters)
     print(f"wrote {PATH}: {sum(p.numel() for p in lm.model.parameters()):,} parameters, "
           f"{len(tokenizer)} tokens")
 
