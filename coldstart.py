@@ -136,6 +136,7 @@ class Trainer:
             master.copy_(state["masters"][name])
         self.refresh()
 
+
 def encode(lm, examples):
     """model.Rollouts whose completions are what is to be said; without those that the model's
     positions do not reach."""

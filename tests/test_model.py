@@ -278,7 +278,8 @@ def test_model_alone_samples_from_a_checkpoint_as_its_head_says(tmp_path):
     shutil.copy(ROOT / "model.py", tmp_path)
     recipe = textwrap.dedent(lms.__doc__.split("and `load` proves that it does.")[1])
     recipe = recipe.replace('"DIR"', repr(str(tiny.PATH))).replace("cuda", "cpu")
-    (tmp_path / "use.py").write_text(f"from model import *\n{recipe}\nprint(len(groups[0]), 'rows')")
+    (tmp_path / "use.py").write_text(
+        f"from model import *\n{recipe}\nprint(len(groups[0]), 'rows')")
     assert "8 rows" in call(sys.executable, "use.py", cwd=tmp_path, variables={"PYTHONPATH": ""})
 
 
