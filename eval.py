@@ -176,7 +176,7 @@ def ask(args):
     if calls is None:
         say("No calls can be read from the answer:", text)
         return
-    lines = list(map(json.dumps, calls.calls)) or ["(no call)"]
+    lines = [json.dumps(call, ensure_ascii=False) for call in calls.calls] or ["(no call)"]
     say(last_block(text, "think") or "(no reasoning)", "", *lines)
 
 
