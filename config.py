@@ -117,7 +117,7 @@ def read_own_tools(path):
         place = "".join(f"{word} {name!r}: " for word, name in (("tool", tool),
                                                                 ("parameter", parameter))
                         if name is not None)
-        kinds = ": string, integer, number and boolean are" * (reason == "type_not_primitive")
+        kinds = " (string, integer, number, boolean)" * (reason == "type_not_primitive")
         raise Refused(f"{path}: {place}{reason.replace('_', ' ')}{kinds}")
     return tools
 

@@ -226,7 +226,7 @@ def parse(argv):
     parser.add_argument("--overlap", type=Path, metavar="RUN", help="audit a run's curricula")
     parser.add_argument("--cross_play", type=Path, metavar="RUN", help="writes RUN/cross_play.json")
     parser.add_argument("--ask", metavar="QUESTION", help="with --tools: answer this question")
-    parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of tools")
+    parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON file of tools")
     return parser.parse_args(argv)
 
 

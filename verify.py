@@ -207,8 +207,11 @@ _CALL_TYPES = ("function", "function_call", "tool_call", "tool_use")
 def _beside(element, key):
     """The arguments of a call without an `arguments` key, from what stands beside its name.
 
-    A tool may have an argument called `type`, `id` or `index`. It is the envelope's where a `type`
-    says that this is a call, and all but `type` also where they stand before the name, at `key`.
+    A tool may have arguments called `type`, `id` or `index`. They belong to the envelope where a
+    `type` says that this is a call; all but `type` also where they stand before the name.
+
+    Args:
+        key: that of the name.
     """
     a_call = element.get("type") in _CALL_TYPES
     before = list(element)[:list(element).index(key)]
@@ -312,8 +315,11 @@ def follow(schema, root):
         reference = schema.get("$ref")
         if not isinstance(reference, str):
             return schema
-        target = root if reference.startswith("#") else None
-        for part in reference.split("/")[1:]:
+        head, *parts = reference.split("/")
+        target = root if head == "#" else None
+        for part in parts:
+            if isinstance(target, list):
+                target = {str(index): option for index, option in enumerate(target)}
             part = part.replace("~1", "/").replace("~0", "~")
             target = target.get(part) if isinstance(target, dict) else None
         if not isinstance(target, dict):
@@ -595,7 +601,8 @@ def value_problem(value, schema):
             kind == "integer" and content != content.to_integral_value()):
         return "value_wrong_type"
     choices = choices_of(schema)
-    if choices is not None and not any(values_equal(value, choice) for choice in choices):
+    if choices is not None and not any(canonical(choice) == (form, content) for choice in choices
+                                       if not isinstance(choice, (list, dict))):
         return "value_not_allowed"
     if kind in ("integer", "number") and not _in_bounds(content, schema):
         return "value_out_of_range"
@@ -630,20 +637,26 @@ _WORD_OF = {number: word for word, number in _NUMBER_OF.items()}
 _UNSPACED = re.compile("[\u0e01-\u0e4e\u0e81-\u0ece\u1000-\u103f\u1100-\u11ff\u1780-\u17d3"
                        "\u3005-\u3007\u3040-\u318f\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af"
                        "\uf900-\ufaff\U00020000-\U0003ffff]")
+_THIN_SPACE = re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3}(?!\d))")
 
 
 def _spread(text):
-    """NFKC, casefold, and spaces around every character of a script that writes without them."""
-    return _UNSPACED.sub(r" \g<0> ", unicodedata.normalize("NFKC", text).casefold())
+    """NFKC, casefold, a comma for a space inside a number, and spaces around every character of a
+    script that writes without them."""
+    text = unicodedata.normalize("NFKC", _THIN_SPACE.sub(",", text)).casefold()
+    return _UNSPACED.sub(r" \g<0> ", text)
 
 
 def normalise_text(text):
     """NFKC, casefold, every run of non-word characters to one space, with a space at both ends.
     Where a script writes no spaces between words, every character is one."""
-    return " " + " ".join(re.sub(r"\W", " ", _spread(text)).split()) + " "
+    return _words(_spread(text))
 
 
-_THIN_SPACE = re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3}(?!\d))")
+def _words(spread):
+    return " " + " ".join(re.sub(r"\W", " ", spread).split()) + " "
+
+
 _RUN = re.compile(r"((?<![^\s(\[{'\"\u2018\u201c:=,;])[-\u2212\u2013](?=[$\u20ac\xa3\xa5]?\.?\d)"
                   r"|\b(?:minus|negative)\s+)?[$\u20ac\xa3\xa5]?"
                   r"((?:(?<![\w.])\.)?\w+(?:[.,]\w+)*)")
@@ -660,8 +673,12 @@ def numbers_in(text):
     >>> sorted(map(str, numbers_in("-3 to 4-5 degrees, $1,234.50, room B12, 2026-05-17")))
     ['-3', '1234.50', '17', '2026', '4', '5']
     """
+    return _numbers(_spread(text))
+
+
+def _numbers(spread):
     found = set()
-    for sign, run in _RUN.findall(_spread(_THIN_SPACE.sub(",", text))):
+    for sign, run in _RUN.findall(spread):
         whole = _PLAIN.fullmatch(run)
         for part in [run] if whole else re.split("[.,]", run):
             if _PLAIN.fullmatch(part):
@@ -692,7 +709,8 @@ def grounded(calls, question):
         values += leaves
     if sum(len(leaf) for leaf in values if isinstance(leaf, str)) > MAX_QUESTION:
         return False
-    text, numbers = normalise_text(question), numbers_in(question)
+    spread = _spread(question)                   # once: it is slow on hostile text
+    text, numbers = _words(spread), _numbers(spread)
     return all(_stands_in(leaf, text, numbers) for leaf in values)
 
 

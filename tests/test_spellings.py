@@ -97,6 +97,7 @@ COLOUR = {"enum": ["red", "blue"], "title": "Colour"}
     ({"allOf": [{"$ref": "#/$defs/Colour"}], "description": "C."},
      COLOUR | {"type": "string", "description": "C."}),
     ({"$ref": "#/properties/title"}, {"type": "string"}),
+    ({"$ref": "#/$defs/Either/anyOf/0"}, {"type": "string"}),
     ({"$ref": "#/$defs/Again"}, COLOUR | {"type": "string"}),
     ({"type": "string", "default": None}, {"type": "string", "default": None}),
     # What no flat parameter can say stays as it is.
@@ -104,7 +105,8 @@ COLOUR = {"enum": ["red", "blue"], "title": "Colour"}
     ({"enum": [1, "a"]},) * 2, ({"type": ["string", "integer"]},) * 2, ({"const": None},) * 2,
     ({"type": "array", "items": {"$ref": "#/$defs/Colour"}}, {"type": "array", "items": COLOUR})])
 def test_optional_parameters_enums_and_references_are_flat(schema, flat):
-    definitions = {"Colour": COLOUR, "Again": {"$ref": "#/$defs/Colour"}}
+    definitions = {"Colour": COLOUR, "Again": {"$ref": "#/$defs/Colour"},
+                   "Either": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}
     assert menu_of(schema, **{"$defs": definitions})[0]["parameters"]["x"] == flat
 
 
@@ -124,6 +126,7 @@ NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}}
 @pytest.mark.parametrize("reference, reason", [
     ("#/$defs/Node", "refers to itself"), ("#/$defs/Loop", "refers to itself"),
     ("#", "refers to itself"), ("#/$defs/None", "no schema in its tool"),
+    ("#anchor", "no schema in its tool"),
     ("https://example.org/x.json", "no schema in its tool")])
 def test_a_reference_that_leads_nowhere_is_refused_by_tool_and_parameter(reference, reason):
     with pytest.raises(ValueError, match=f"tool 'book_room': parameter 'x' .*{reason}"):
