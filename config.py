@@ -16,7 +16,7 @@ import generator
 import tiny
 from cli import Parser, Refused, boolean, refuse
 from disk import read_json
-from verify import read_menu, tool_problem
+from verify import menu_fault, read_menu
 
 MOST_WEIGHT = 1e9      # of a domain: sums of weights stay exact enough
 DOMAIN_SETS = {"all": generator.DOMAINS, "tiny": dict.fromkeys(tiny.NOUNS, 1.0)}
@@ -105,16 +105,20 @@ class Config:
 
 
 def read_own_tools(path):
-    """The tools in the user's file. ValueError names one that no task could be made for."""
+    """The tools in the user's file. Refused, naming tool and parameter, if no task could be made
+    for one."""
     value = read_json(path)
     try:
         tools = read_menu(value)
     except ValueError as problem:
         raise Refused(f"{path}: {problem}") from None
-    for some in (*([tool] for tool in tools), tools):
-        if problem := tool_problem(some):
-            name = f"tool {some[0]['name']}: " if some is not tools else ""
-            raise Refused(f"{path}: {name}{problem.replace('_', ' ')}")
+    if fault := menu_fault(tools):
+        reason, tool, parameter = fault
+        place = "".join(f"{word} {name!r}: " for word, name in (("tool", tool),
+                                                                ("parameter", parameter))
+                        if name is not None)
+        kinds = " (string, integer, number, boolean)" * (reason == "type_not_primitive")
+        raise Refused(f"{path}: {place}{reason.replace('_', ' ')}{kinds}")
     return tools
 
 

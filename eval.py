@@ -177,7 +177,7 @@ def ask(args):
     if calls is None:
         say("No calls can be read from the answer:", text)
         return
-    lines = list(map(json.dumps, calls.calls)) or ["(no call)"]
+    lines = [json.dumps(call, ensure_ascii=False) for call in calls.calls] or ["(no call)"]
     say(last_block(text, "think") or "(no reasoning)", "", *lines)
 
 
@@ -227,7 +227,7 @@ def parse(argv):
     parser.add_argument("--overlap", type=Path, metavar="RUN", help="audit a run's curricula")
     parser.add_argument("--cross_play", type=Path, metavar="RUN", help="writes RUN/cross_play.json")
     parser.add_argument("--ask", metavar="QUESTION", help="with --tools: answer this question")
-    parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of tools")
+    parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON file of tools")
     return parser.parse_args(argv)
 
 

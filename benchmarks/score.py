@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import solver
 from benchmarks.gold import loosen_call
-from verify import MAX_QUESTION, Calls, calls_equal, last_block, normalise_text
+from verify import MAX_QUESTION, Calls, after_think, calls_equal, last_block, normalise_text
 
 KINDS = {"format": ("no block", "block not closed", "unparsable"),
          "structural": ("malformed call", "missing call", "extra call", "wrong name",
@@ -51,7 +51,7 @@ def error_of(text, gold, loosened=False):
         return calls_error(calls, gold, loosened)
     if last_block(text, "tool_call_answer") is not None:
         return "format", "unparsable"
-    if "<tool_call_answer>" in text:
+    if "<tool_call_answer>" in after_think(text):
         return "format", "block not closed"
     return ("format", "no block") if gold else None
 

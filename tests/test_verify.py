@@ -81,7 +81,7 @@ ONE, TWO = ('[{"name": "f", "arguments": {"x": %d}}]' % x for x in (1, 2))
      2),                        # the last block counts
     (solver.SYSTEM + "<{0}>" + TWO + "</{0}>", 2), ("<{0}>" + TWO + "</{0}>" + solver.SYSTEM, None),
     ("<think>as in <{0}>" + ONE + "</{0}></think><{0}>" + TWO + "</{0}>", 2),
-    ("<think>as in <{0}>" + ONE + "</{0}></think>", 1), ("<think><{0}>" + ONE + "</{0}>", 1),
+    ("<think>as in <{0}>" + ONE + "</{0}></think>", None), ("<think><{0}>" + ONE + "</{0}>", 1),
     ("<{0}>" + ONE + "</{0}> <{0}>" + TWO, 1),
     ("<{0}>" + ONE + "</{0}></{0}>", 1),           # closed blocks only
     ("<{0}>" + ONE + "<{0}>" + TWO + "</{0}>", 2), ("</{0}><{0}>" + ONE, None),
