@@ -1,13 +1,14 @@
-"""A model under its own tool-calling convention: how its chat template asks, and how the answer is
-read that it teaches. Compared with the Solver's prompt it shows how much of a score is the prompt.
+"""A model under its own tool-calling convention: its chat template asks, and its answer is read in
+the format of that template. Beside the Solver's prompt it shows how much of a score is the prompt.
 
     asking     tools= in OpenAI's format and the question alone: no word of ours
     reading    hermes     <tool_call>{"name": ..., "arguments": {...}}</tool_call>, one block a call
                llama      {"name": ..., "parameters": {...}}, several behind each other
-               response   by the checkpoint's own response template
+               response   by the checkpoint's own response template, as transformers reads it
 
-Readers are as strict as ours: what is damaged is not mended. A reader gives (verify.Calls, None),
-or (None, kind), with the kind of a format error: see benchmarks/score.py.
+The first two are as strict as the Solver's reader: what is damaged is not mended, and one damaged
+call spoils the answer. Every reader gives (verify.Calls, None), or (None, kind) with the kind of a
+format error: see benchmarks/score.py.
 """
 import json
 from functools import partial
