@@ -14,6 +14,14 @@ Its keys and values are made once, and every completion attends to them and to i
     sampling    prompts (P, T) --prefill--> their keys and values, once per prompt     `GroupCache`
                 newest tokens (B, 1) --step--> the next ones; own keys and values (B, S)
     training    prompt 0 | completion | completion | prompt 1 | completion | ...       `Packed`
+
+To use it elsewhere, copy this file alone. The model must come from `load` or `build`: the sampler
+works through transformers' attention interface, and `load` proves that it does.
+
+    tokenizer = load_tokenizer("DIR")
+    lm = load("DIR", tokenizer, torch.bfloat16, "cuda")
+    prompts = [encode_chat(tokenizer, [{"role": "user", "content": "Hello"}])]
+    groups = sample(lm, prompts, samples=8, key=(0,), temperature=1.0, max_tokens=64, rows=64)
 """
 import functools
 import hashlib
@@ -41,6 +49,7 @@ from transformers.masking_utils import sdpa_mask
 
 LOGITS_AT_ONCE = 2**26     # elements of one fp32 block of logits: 256 MiB
 ALL = 2**62                # a sliding window that ends nowhere
+ONE_BY_ONE = 2**16         # probabilities that are summed as they stand: blocks would take longer
 STRETCH = {"cpu": 8, "cuda": 64}     # steps between two drops of finished rows, at least
 
 
@@ -512,16 +521,39 @@ def pick(logits_BV, u_B, temperature):
 
     Inverse transform: the first id whose cumulative probability exceeds u.
     """
-    prob_BV = torch.softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
-    if temperature == 0:
-        ids_B = prob_BV.argmax(-1)
-    else:
-        # In double, u x total stays below the total and no id of probability 0 can be drawn.
-        cdf_BV = prob_BV.cumsum(-1, dtype=torch.float64)
-        ids_B = torch.searchsorted(cdf_BV, u_B[:, None] * cdf_BV[:, -1:], right=True)[:, 0]
-        # Logits that are NaN give an id behind the last: their log-prob tells, not a crash.
-        ids_B = ids_B.clamp(max=prob_BV.shape[-1] - 1)
-    return ids_B, prob_BV.gather(-1, ids_B[:, None])[:, 0].log()
+    logits_BV = logits_BV.float()
+    if temperature not in (0, 1):      # neither needs another pass over a large table
+        logits_BV = logits_BV / temperature
+    prob_BV = torch.softmax(logits_BV, dim=-1)
+    ids_B1 = prob_BV.argmax(-1, keepdim=True) if temperature == 0 else invert(prob_BV, u_B[:, None])
+    return ids_B1[:, 0], prob_BV.gather(-1, ids_B1)[:, 0].log()
+
+
+def invert(weight_BV, u_B1):
+    """(B, 1): the first index whose cumulative weight exceeds u times the total.
+
+    A large table is cut into blocks. Their sums tell in which block that is, and where in it u
+    falls; what is summed one by one is that block alone.
+    """
+    if weight_BV.numel() <= ONE_BY_ONE:
+        return _first_above(weight_BV.cumsum(-1, dtype=torch.float64), u_B1)
+    # A vocabulary is a multiple of some power of 2. Where it is odd, it is a single block.
+    weight_BNK = weight_BV.unflatten(1, (math.gcd(weight_BV.shape[1], 512), -1))
+    sum_BN = weight_BNK.sum(-1)
+    cdf_BN = sum_BN.cumsum(-1, dtype=torch.float64)
+    n_B1 = _first_above(cdf_BN, u_B1)
+    beyond_B1 = (cdf_BN.gather(1, n_B1) - u_B1 * cdf_BN[:, -1:]) / sum_BN.gather(1, n_B1)
+    within_B1 = (1 - beyond_B1).clamp(0, 1 - 2**-53)      # rounding must not lead out of [0, 1)
+    weight_BK = weight_BNK[torch.arange(len(n_B1), device=n_B1.device), n_B1[:, 0]]
+    k_B1 = _first_above(weight_BK.cumsum(-1, dtype=torch.float64), within_B1)
+    return n_B1 * weight_BK.shape[1] + k_B1
+
+
+def _first_above(cdf_BN, u_B1):
+    # In double, u x total stays below the total, and nothing of weight 0 can be found.
+    n_B1 = torch.searchsorted(cdf_BN, u_B1 * cdf_BN[:, -1:], right=True)
+    # NaN leads behind the last: then the log-prob tells, not a crash.
+    return n_B1.clamp(max=cdf_BN.shape[1] - 1)
 
 
 class GroupCache:
@@ -775,6 +807,8 @@ class Packed(NamedTuple):
 
     ids_N: torch.Tensor
     position_N: torch.Tensor
+    lengths: list                # of the texts in N, prompts and completions
+    sees: list                   # the numbers of the texts that each sees: its prompt, then itself
     prompt_PT: torch.Tensor      # where in N the tokens of the prompts are, -1 behind their ends
     own_BC: torch.Tensor         # likewise, of the completions
     group_B: torch.Tensor        # the prompt of each completion
@@ -784,6 +818,34 @@ class Packed(NamedTuple):
     def attend(self, module, query, key, value, scaling, window):
         """Attention, (1, N, heads, D): a prompt sees itself, a completion its prompt and itself;
         `window` positions back."""
+        # A GPU has fast kernels for it, and wants few of them. On a CPU they take three times as
+        # long as plain products, most of it in backward.
+        attend = self._attend_in_rows if query.is_cuda else self._attend_by_text
+        return attend(module, query, key, value, scaling, window)
+
+    def _attend_by_text(self, module, query, key, value, scaling, window):
+        """softmax(scaling q K) V, one text after the other, without padding.
+
+        In letters: K heads of keys, R queries for each of them, L tokens of a text, S that it sees,
+        the last L of which are its own.
+        """
+        K, R = key.shape[1], query.shape[1] // key.shape[1]
+        queries, keys, values = (
+            [text.flatten(1, 2) for text in x[0].unflatten(0, (K, -1)).split(self.lengths, 2)]
+            for x in (query, key, value))                                    # (K, R x L or L, D)
+        out = []
+        for n, seen in enumerate(self.sees):
+            key, value = (torch.cat([x[i] for i in seen], 1) for x in (keys, values))
+            L, S = self.lengths[n], key.shape[1]
+            never = query.new_full((L, S), -torch.inf)
+            hidden = never.triu(S - L + 1) + never.tril(S - L - window)      # to come; too far back
+            # In bf16 as in the sampler: softmax itself computes in fp32.
+            weight = torch.baddbmm(hidden.repeat(R, 1), queries[n], key.mT, alpha=scaling)
+            out.append((weight.softmax(-1) @ value).view(K * R, L, -1))
+        return torch.cat(out, 1).transpose(0, 1)[None]
+
+    def _attend_in_rows(self, module, query, key, value, scaling, window):
+        """The same with scaled_dot_product_attention, in padded rows."""
         # index_select throughout: the backward pass of x[index] takes twice as long.
         def rows(x_1HND, where):
             found = x_1HND[0].transpose(0, 1).index_select(0, where.clamp(min=0).flatten())
@@ -799,27 +861,26 @@ class Packed(NamedTuple):
         out = torch.cat((out_PTHD.flatten(0, 1), out_BCHD.flatten(0, 1)))
         return out.index_select(0, self.home_N)[None]
 
-
     def masks(self, window):
         """What prompts (T, T) and completions (B, C, S) see; None is all that came before."""
         if window == ALL:
             return None, self.seen_BCS
-        T, C = self.prompt_PT.shape[1], self.own_BC.shape[1]
-        back_TT = torch.arange(T)[:, None] - torch.arange(T)
-        length_B1 = (self.prompt_PT >= 0).sum(1)[self.group_B][:, None]
-        own_BC = length_B1 + torch.arange(C, device=length_B1.device)
-        position_BS = torch.cat((torch.arange(T, device=own_BC.device).expand(len(own_BC), -1),
-                                 own_BC), 1)
-        near_BCS = own_BC[:, :, None] - position_BS[:, None] < window
-        back_TT = back_TT.to(near_BCS.device)
-        return (back_TT >= 0) & (back_TT < window), self.seen_BCS & near_BCS
+        place_T, place_C = (torch.arange(x.shape[1], device=x.device)
+                            for x in (self.prompt_PT, self.own_BC))
+        own_BC = (self.prompt_PT >= 0).sum(1)[self.group_B][:, None] + place_C
+        seen_BS = torch.cat((place_T.expand(len(own_BC), -1), own_BC), 1)
+        back_TT = place_T[:, None] - place_T
+        back_BCS = own_BC[:, :, None] - seen_BS[:, None]
+        return (back_TT >= 0) & (back_TT < window), self.seen_BCS & (back_BCS < window)
 
 
 def pack(groups, device):
     """Packed, from lists of Rollouts; those of a list share their prompt."""
-    ids, position, prompts, own, group_of = [], [], [], [], []
+    ids, position, lengths, sees, prompts, own, group_of = [], [], [], [], [], [], []
     for g, group in enumerate(groups):
-        length = len(group[0].prompt)
+        length, first = len(group[0].prompt), len(lengths)
+        lengths += [length] + [len(rollout.ids) for rollout in group]
+        sees += [[first]] + [[first, n] for n in range(first + 1, len(lengths))]
         prompts.append(torch.arange(length) + len(ids))
         ids += group[0].prompt
         position += range(length)
@@ -837,8 +898,8 @@ def pack(groups, device):
     place = torch.cat((prompt_PT.flatten(), own_BC.flatten()))
     home_N = torch.empty(len(ids), dtype=torch.long)
     home_N[place[place >= 0]] = (place >= 0).nonzero()[:, 0]
-    return Packed(*(x.to(device) for x in (torch.tensor(ids), torch.tensor(position), prompt_PT,
-                                           own_BC, group_B, seen_BCS, home_N)))
+    return Packed(torch.tensor(ids, device=device), torch.tensor(position, device=device), lengths,
+                  sees, *(x.to(device) for x in (prompt_PT, own_BC, group_B, seen_BCS, home_N)))
 
 
 def token_logprobs(model, packed, temperature=1.0, tokens=None):
@@ -890,6 +951,9 @@ def _block_logprobs(model, hidden_MD, target_M, temperature):
     if temperature != 1:      # the usual 1 is spared a pass over the largest tensor there is
         logits_MV = logits_MV / temperature
     logp_MV = torch.log_softmax(logits_MV, dim=-1)
+    del logits_MV             # as large as the log-probs
+    logp_M = logp_MV.gather(-1, target_M[:, None])[:, 0]
+    # Last, since backward computes the block again as far as it has a gradient.
     with torch.no_grad():
-        entropy_M = -torch.linalg.vecdot(logp_MV.exp(), logp_MV)
-    return logp_MV.gather(-1, target_M[:, None])[:, 0], entropy_M
+        entropy_M = -logp_MV.exp().mul_(logp_MV).sum(-1)
+    return logp_M, entropy_M

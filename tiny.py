@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from torch.nn import functional as F
-from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
+import coldstart
 import curriculum
 import generator
+import model as lms
 import solver
 from verify import Task
 
@@ -338,81 +338,42 @@ def build_tokenizer():
 
 def build_model(tokenizer):
     """Random weights in the Qwen2 architecture."""
-    return Qwen2ForCausalLM(Qwen2Config(
+    config = Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=4096,
         tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id))
+        pad_token_id=tokenizer.pad_token_id)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="shared_prompt")
 
 
 # ---------------------------------------------------------------------------------------------
 # Pretraining
 
 
-def batches(rng, tokenizer, habits, steps):
-    """`steps` batches of (ids (B, T), lengths of the prompts (B,), lengths of all (B,)), alike in
-    length.
-
-    In the skill phase the share of easy tasks falls from 1 to 0 over the first quarter.
-    """
-    group = 16
-    for start in range(0, steps, group):
-        ease = 0.0 if habits else max(0.0, 1 - 4 * start / steps)
-        rows = []
-        for _ in range(group * BATCH):
-            messages, completion = example(rng, habits, ease)
-            text = tokenizer.apply_chat_template(messages, tokenize=False,
-                                                 add_generation_prompt=True)
-            prompt = tokenizer.encode(text, add_special_tokens=False)
-            answer = tokenizer.encode(completion, add_special_tokens=False)
-            rows.append((prompt + answer + [tokenizer.eos_token_id], len(prompt)))
-        rows.sort(key=lambda row: len(row[0]))
-        chunks = [rows[i:i + BATCH] for i in range(0, len(rows), BATCH)]
-        rng.shuffle(chunks)
-        for chunk in chunks[:steps - start]:
-            ids = [torch.tensor(row) for row, _ in chunk]
-            yield (torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
-                   torch.tensor([cut for _, cut in chunk]), torch.tensor([len(row) for row in ids]))
+def examples(step, steps, habits):
+    """The examples of a step: (chat messages, completion) pairs. While the skill is taught, the
+    share of easy tasks falls from 1 to 0 over the first quarter."""
+    rng = random.Random(f"{habits} {step}")
+    ease = 0.0 if habits else max(0.0, 1 - 4 * step / steps)
+    return [example(rng, habits, ease) for _ in range(BATCH)]
 
 
-def pretrain_loss(model, ids, prompt_lengths, lengths):
-    """Mean cross-entropy of the assistant's tokens. Padding is on the right, where causal attention
-    never looks, so no attention mask is needed."""
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    position = torch.arange(1, ids.shape[1])
-    mask = (position >= prompt_lengths[:, None]) & (position < lengths[:, None])
-    return F.cross_entropy(model.lm_head(hidden[mask]), ids[:, 1:][mask])
-
-
-def train(model, tokenizer, rng, habits, steps, lr):
-    """One phase: AdamW, warm-up over 5 % of the steps, cosine to zero."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.05,
-                                                   cycle_momentum=False)
-    bar = tqdm(batches(rng, tokenizer, habits, steps), total=steps,
-               desc="habits" if habits else "skill")
-    for step, batch in enumerate(bar):
-        loss = pretrain_loss(model, *batch)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+def train(lm, habits, steps, learning_rate):
+    """One phase, by the steps of a cold start."""
+    trainer = coldstart.Trainer(lm, steps, learning_rate, micro_tokens=1024)
+    coldstart.train(trainer, lambda step: examples(step, steps, habits),
+                    description="habits" if habits else "skill")
+    return trainer
 
 
 def main():
     torch.set_num_threads(1)     # matrices this small only lose by a second thread
     torch.manual_seed(0)
-    rng = random.Random(0)
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer)
-    train(model, tokenizer, rng, habits=False, steps=SKILL_STEPS, lr=3e-3)
-    train(model, tokenizer, rng, habits=True, steps=HABIT_STEPS, lr=1e-3)
-    model.save_pretrained(PATH)
-    tokenizer.save_pretrained(PATH)
-    print(f"wrote {PATH}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+    lm = lms.LM(build_model(tokenizer), tokenizer, (tokenizer.eos_token_id,))
+    train(lm, False, SKILL_STEPS, 3e-3)
+    train(lm, True, HABIT_STEPS, 1e-3).export(PATH)
+    print(f"wrote {PATH}: {sum(p.numel() for p in lm.model.parameters()):,} parameters, "
           f"{len(tokenizer)} tokens")
 
 

@@ -362,8 +362,10 @@ def test_a_family_of_the_readme_samples_and_scores_as_transformers_does(name, tm
     assert lms.proof_gap(lm.model, groups) < 1e-3
 
 
-def test_a_window_forgets_the_same_whichever_way_a_model_is_read(tmp_path):
+@pytest.mark.parametrize("attend", ["_attend_by_text", "_attend_in_rows"])
+def test_a_window_forgets_the_same_whichever_way_a_model_is_read(tmp_path, monkeypatch, attend):
     """Mistral's log-probs in a window of 5 differ from those without, in our path as in its own."""
+    monkeypatch.setattr(lms.Packed, "_attend_by_text", getattr(lms.Packed, attend))
     lms_of = {}
     for window in (5, None):
         path = checkpoint(tmp_path / str(window), "MistralConfig", dict(sliding_window=window))
@@ -371,6 +373,8 @@ def test_a_window_forgets_the_same_whichever_way_a_model_is_read(tmp_path):
     groups = lms.sample(lms_of[None], [list(range(30, 50))], 2, (0,), 1.0, 24, rows=2)
     assert lms.proof_gap(lms_of[None].model, groups) < 1e-3
     assert lms.proof_gap(lms_of[5].model, groups) > 0.1, "the samples are the other model's"
+    groups = lms.sample(lms_of[5], [list(range(30, 50))], 2, (0,), 1.0, 24, rows=2)
+    assert lms.proof_gap(lms_of[5].model, groups) < 1e-3
 
 
 @pytest.mark.parametrize("rope, room", [

@@ -155,8 +155,10 @@ def test_two_ranks_under_the_launcher(tmp_path):
 
 def test_a_dead_step_and_a_collapse_are_said_in_words():
     rewards = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
-    found = runs.step_problems(rewards, {"dead_groups": 1.0, "distinct_questions": 0.1})
+    found = runs.step_problems(rewards, {"dead_groups": 1.0, "distinct_questions": 0.1,
+                                         "reward_format": 0.0})
     assert "every group is dead" in found["dead"] and "1 of 2 groups have only" in found["dead"]
+    assert "(coldstart.py)" in found["dead"]
     assert "only 10 % of the 4 questions differ" in found["collapse"]
     assert runs.step_problems(rewards, {"dead_groups": 0.5, "distinct_questions": 0.5}) == {}
 

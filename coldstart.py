@@ -1,0 +1,267 @@
+"""Cold start: a base that cannot yet speak the three roles learns to.
+
+    python coldstart.py --model DIR --out DIR
+    deepspeed coldstart.py --model DIR --out DIR      # the same over all GPUs
+
+On a weak base all groups of self-play are dead: no completion is right, none is better than
+another, and there is nothing to strengthen. So it first sees some thousand made-up tasks
+(coldstart_world.py), through exactly the prompts of training, with what Solver, Generator and judge
+should say: supervised next-token prediction on the assistant's tokens. The embedded model (tiny.py)
+is pretrained by the same steps.
+
+Weights and optimizer are in fp32, the model computes in bf16. The state is saved every few steps,
+and the examples of a step depend on the seed and its number alone: the same command again goes on
+where it was, bit for bit.
+"""
+import copy
+import json
+import math
+import os
+import time
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+import torch.distributed as dist
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+import coldstart_world
+import disk
+import model as lms
+from cli import Parser, Refused, checked, positive, refuse
+
+WARM_UP = 0.05               # share of the steps
+MOST_GRADIENT = 1.0          # norm at which the gradient is clipped
+
+# ---------------------------------------------------------------------------------------------
+# The trainer
+
+
+class Trainer:
+    """Supervised steps on a causal LM, whose weights are trained in place.
+
+    Every rank holds the whole model; a step's examples are shared among the ranks.
+
+    Attributes:
+        step: steps taken so far.
+        masters: {name: fp32 weight}; the model's own are these, rounded to its dtype.
+    """
+
+    def __init__(self, lm, steps, learning_rate, dtype=torch.float32, micro_tokens=4096):
+        """
+        Args:
+            lm: model.LM with fp32 weights.
+            steps: in all.
+            learning_rate: at its highest.
+            dtype: what the model is to compute in.
+            micro_tokens: tokens of one forward pass; a longer example comes alone.
+        """
+        self.lm, self.steps, self.step = lm, steps, 0
+        self.learning_rate, self.micro_tokens = learning_rate, micro_tokens
+        self.masters = {name: param.detach().clone() for name, param in lm.model.named_parameters()}
+        for param, master in self.pairs():
+            param.data = param.data.to(dtype)     # model.to would round the rotary tables too
+            master.grad = torch.zeros_like(master)
+        self.optimizer = torch.optim.AdamW(self.masters.values(), betas=(0.9, 0.98),
+                                           weight_decay=0.01, fused=True)
+
+    def pairs(self):
+        """(weight of the model, its master) one after the other."""
+        return zip(self.lm.model.parameters(), self.masters.values(), strict=True)
+
+    def train_step(self, examples):
+        """One optimizer step on (chat messages, completion) pairs, the same list on every rank.
+
+        loss = -(1 / assistant's tokens in the step) sum log p(token)
+
+        Returns:
+            (loss, tokens read), the same on every rank. Refused if the loss is not finite.
+        """
+        rows = sorted(encode(self.lm, examples), key=length)
+        assistant_tokens = sum(len(row.ids) for row in rows)
+        rank, world = lms.rank_and_world()
+        loss = torch.zeros((), device=self.lm.model.device)
+        for micro in cut(rows[rank::world], self.micro_tokens):
+            packed = lms.pack([[row] for row in micro], loss.device)
+            part = -lms.token_logprobs(self.lm.model, packed)[0].sum() / assistant_tokens
+            part.backward()
+            loss += part.detach()
+            for param, master in self.pairs():
+                master.grad += param.grad         # summed in fp32
+                param.grad = None
+        if world > 1:
+            for tensor in (loss, *(master.grad for master in self.masters.values())):
+                dist.all_reduce(tensor)
+        if not math.isfinite(loss):
+            raise Refused(f"the loss is {loss.item()} at step {self.step + 1}: give a lower "
+                          "--learning_rate")
+        self.update()
+        return loss.item(), sum(map(length, rows))
+
+    @torch.no_grad()
+    def update(self):
+        """AdamW on the masters' gradients, and the new masters into the model."""
+        clip_grad_norm_(self.masters.values(), MOST_GRADIENT)
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate * schedule(self.step, self.steps)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        self.refresh()
+        self.step += 1
+
+    @torch.no_grad()
+    def refresh(self):
+        for param, master in self.pairs():
+            param.copy_(master)
+
+    def save(self, path, settings):
+        """Write all that the next step depends on, replacing the file as a whole."""
+        part = path.with_suffix(".part")
+        torch.save({"settings": settings, "step": self.step, "masters": self.masters,
+                    "optimizer": self.optimizer.state_dict()}, part)
+        os.replace(part, path)
+
+    @torch.no_grad()
+    def resume(self, path, settings):
+        """Go on from a file that `save` wrote. Refused if it is damaged or of other settings."""
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError):
+            raise Refused(f"{path} is damaged: remove it, and training starts again") from None
+        differ = [name for name in settings if settings[name] != state["settings"][name]]
+        if differ:
+            raise Refused(f"{path} is of a run with another --{differ[0]} "
+                          f"({state['settings'][differ[0]]}): give that, or another --out")
+        self.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, master in self.masters.items():
+            master.copy_(state["masters"][name])
+        self.refresh()
+
+    def export(self, path):
+        """Write an ordinary checkpoint with the fp32 weights."""
+        config = copy.deepcopy(self.lm.model.config)
+        config.dtype, config.architectures = torch.float32, [type(self.lm.model).__name__]
+        config.to_json_file(path / "config.json")
+        self.lm.model.generation_config.to_json_file(path / "generation_config.json")
+        self.lm.tokenizer.save_pretrained(path)
+        disk.write_tensors(path / "model.safetensors", self.masters, {"format": "pt"})
+
+
+def encode(lm, examples):
+    """model.Rollouts whose completions are what is to be said; without those that the model's
+    positions do not reach."""
+    rows = []
+    for messages, completion in examples:
+        ids = lm.tokenizer.encode(completion, add_special_tokens=False)
+        rows.append(lms.Rollout(lms.encode_chat(lm.tokenizer, messages),
+                                [*ids, lm.tokenizer.eos_token_id], completion, True, []))
+    return [row for row in rows if length(row) <= lm.model.config.max_position_embeddings]
+
+
+def length(row):
+    return len(row.prompt) + len(row.ids)
+
+
+def cut(rows, budget):
+    """Micro-batches of at most `budget` tokens, a longer row alone: a list of lists."""
+    batches, used = [], 0
+    for row in rows:
+        if not batches or used + length(row) > budget:
+            batches.append([])
+            used = 0
+        batches[-1].append(row)
+        used += length(row)
+    return batches
+
+
+def schedule(step, steps):
+    """Share of the learning rate at a step: a linear warm-up, then a cosine to zero.
+
+    >>> [round(schedule(step, 40), 2) for step in (0, 1, 2, 21, 39)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    warm_up = max(1, round(WARM_UP * steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up))) / 2
+
+
+def train(trainer, batch, save=None, description="cold start"):
+    """Take the steps that are left, under a progress bar.
+
+    Args:
+        batch: function of a step's number to its (chat messages, completion) pairs.
+        save: called after every step.
+    """
+    bar = tqdm(total=trainer.steps, initial=trainer.step, desc=description, mininterval=1,
+               disable=lms.rank_and_world()[0] > 0)
+    started, tokens, mean = time.time(), 0, None
+    while trainer.step < trainer.steps:
+        loss, read = trainer.train_step(batch(trainer.step))
+        tokens, mean = tokens + read, loss if mean is None else 0.9 * mean + 0.1 * loss
+        bar.set_postfix({"loss": f"{mean:.3f}",
+                         "tokens/s": f"{tokens / (time.time() - started):.0f}"}, refresh=False)
+        bar.update()
+        if save:
+            save()
+    bar.close()
+
+
+# ---------------------------------------------------------------------------------------------
+# The program
+
+
+def run(args):
+    """The cold start from checkpoint to checkpoint."""
+    import engine      # DeepSpeed takes seconds to start: not for those who want the trainer alone
+    if (args.out / "model.safetensors").exists():
+        raise Refused(f"{args.out} holds a finished model: give another --out")
+    device = engine.init_distributed()
+    tokenizer = checked(lms.load_tokenizer, args.model)
+    lm = checked(lms.load, args.model, tokenizer, torch.float32, device)
+    if args.gradient_checkpointing:
+        lm.model.gradient_checkpointing_enable()
+        lm.model.train()
+    trainer = Trainer(lm, args.steps, args.learning_rate,
+                      torch.float32 if args.fp32 else torch.bfloat16, args.micro_tokens)
+    settings = {name: getattr(args, name)
+                for name in ("model", "steps", "batch", "learning_rate", "seed", "fp32")}
+    first, state = lms.rank_and_world()[0] == 0, args.out / "state.pt"
+    checked(lambda: args.out.mkdir(parents=True, exist_ok=True))
+    if state.exists():
+        trainer.resume(state, settings)
+
+    def save():
+        if first and (trainer.step % args.save_every == 0 or trainer.step == args.steps):
+            trainer.save(state, settings)
+
+    train(trainer, lambda step: coldstart_world.examples(args.seed, step, args.batch), save)
+    if first:
+        trainer.export(args.out)
+        state.unlink(missing_ok=True)
+        print(f"wrote {args.out}")
+    lms.leave_group()
+
+
+def main():
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--model", required=True, help="directory or hub name of the base")
+    add("--out", required=True, type=Path, help="directory to write")
+    add("--steps", type=positive, default=400)
+    add("--batch", type=positive, default=8, help="examples in a step")
+    add("--learning_rate", type=float, default=3e-4)
+    add("--seed", type=int, default=0)
+    add("--micro_tokens", type=positive, default=4096, help="of one forward pass: less memory")
+    add("--save_every", type=positive, default=20, help="steps")
+    add("--gradient_checkpointing", action="store_true", help="less memory, a third slower")
+    add("--fp32", action="store_true", help="compute in fp32, not in bf16")
+    run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Refused as problem:
+        refuse(problem)
