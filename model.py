@@ -369,16 +369,17 @@ def eos_ids(model, tokenizer):
     return tuple(sorted(found - {None}))
 
 
-def chat_text(tokenizer, messages, close=False, add_generation_prompt=True):
+def chat_text(tokenizer, messages, close=False, add_generation_prompt=True, tools=None):
     """Chat messages and the opening of the assistant's turn, by the tokenizer's template.
 
     Args:
         close: where that opens a tag (see `opened`), close it: the answer itself comes next.
+        tools: in OpenAI's format, for the template to show in its own way.
     """
-    template = tokenizer.get_chat_template()
+    template = tokenizer.get_chat_template(tools=tools)
     text = tokenizer.apply_chat_template(
-        messages, chat_template=ONE_DAY * ("strftime_now" in template) + template, tokenize=False,
-        add_generation_prompt=add_generation_prompt, date_string="01 Jan 2026")
+        messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt,
+        chat_template=ONE_DAY * ("strftime_now" in template) + template, date_string="01 Jan 2026")
     tag = opened(text).strip()
     return text + f"\n</{tag[1:]}\n\n" if close and tag else text
 
@@ -393,10 +394,10 @@ def opened(text):
     return re.search(r"(<(think|thinking|thought|reasoning)>\s*)?$", text)[0]
 
 
-def encode_chat(tokenizer, messages, close=False):
+def encode_chat(tokenizer, messages, close=False, tools=None):
     """Token ids of `chat_text`."""
-    # Templates hold their own BOS.
-    return tokenizer.encode(chat_text(tokenizer, messages, close), add_special_tokens=False)
+    text = chat_text(tokenizer, messages, close, tools=tools)
+    return tokenizer.encode(text, add_special_tokens=False)      # templates hold their own BOS
 
 
 def decode(tokenizer, ids):

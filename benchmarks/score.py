@@ -34,26 +34,34 @@ NGRAM = 8                     # words
 # One answer
 
 
-def error_of(text, gold, loosened=False):
+def read(text):
+    """(verify.Calls, None) of a Solver's answer, or (None, kind of a format error)."""
+    calls = solver.read(text)
+    if calls is not None:
+        return calls, None
+    if last_block(text, "tool_call_answer") is not None:
+        return None, "unparsable"
+    opened = "<tool_call_answer>" in after_think(text)
+    return None, "block not closed" if opened else "no block"
+
+
+def error_of(text, gold, loosened=False, read=read):
     """None if the answer is right, else (class, kind).
 
     An answer without a block is right where there is nothing to call.
 
     Args:
         loosened: whether to compare as gold that others wrote needs it: `gold.loosen_call`.
+        read: this file's, or one of native.py's.
 
     >>> error_of('<tool_call_answer>[{"name": "f", "arguments": {"x": 2}}]</tool_call_answer>',
     ...          [{"name": "f", "arguments": {"x": 1}}])
     ('semantic', 'wrong value')
     """
-    calls = solver.read(text)
+    calls, fault = read(text)
     if calls is not None:
         return calls_error(calls, gold, loosened)
-    if last_block(text, "tool_call_answer") is not None:
-        return "format", "unparsable"
-    if "<tool_call_answer>" in after_think(text):
-        return "format", "block not closed"
-    return ("format", "no block") if gold else None
+    return ("format", fault) if gold or fault != "no block" else None
 
 
 def error_class(text, gold):
@@ -90,20 +98,21 @@ class Verdict(NamedTuple):
     calls: list | None           # as parsed; None if nothing parses, or it was never asked
 
 
-def judge(row, text, problem=None):
+def judge(row, text, problem=None, read=read):
     """Verdict on an answer.
 
     Args:
         row: loaders.Row.
         text: the completion; None if the row was not asked.
         problem: why it was not asked: a kind of KINDS["not asked"].
+        read: as in `error_of`.
     """
     if text is None:
         error = "not asked", problem
         return Verdict(error, error, None)
-    calls = solver.read(text)
+    calls, _ = read(text)
     gold = row.gold(calls.calls if calls else [])
-    error = loose = error_of(text, gold, not row.ours)
+    error = loose = error_of(text, gold, not row.ours, read)
     if error is None and calls is None:
         calls = Calls([])                  # rightly declined, without a block
     hidden = unknowable(row.task)
