@@ -15,8 +15,9 @@ import curriculum
 import generator
 import tiny
 from cli import Parser, Refused, boolean, refuse
-from disk import read_json
-from verify import menu_fault, read_menu
+from disk import read_json, read_json_as
+from toolfiles import read_menu
+from verify import menu_fault
 
 MOST_WEIGHT = 1e9      # of a domain: sums of weights stay exact enough
 DOMAIN_SETS = {"all": generator.DOMAINS, "tiny": dict.fromkeys(tiny.NOUNS, 1.0)}
@@ -107,11 +108,7 @@ class Config:
 def read_own_tools(path):
     """The tools in the user's file. Refused, naming tool and parameter, if no task could be made
     for one."""
-    value = read_json(path)
-    try:
-        tools = read_menu(value)
-    except ValueError as problem:
-        raise Refused(f"{path}: {problem}") from None
+    tools = read_json_as(path, read_menu)
     if fault := menu_fault(tools):
         reason, tool, parameter = fault
         place = "".join(f"{word} {name!r}: " for word, name in (("tool", tool),

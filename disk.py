@@ -74,6 +74,15 @@ def read_json(path, hint=""):
         raise Refused(f"{path} is not JSON ({error}){hint}") from None
 
 
+def read_json_as(path, read):
+    """read(content of a JSON file). Refused, with the file's name, where that is a ValueError."""
+    value = read_json(path)
+    try:
+        return read(value)
+    except ValueError as problem:
+        raise Refused(f"{path}: {problem}") from None
+
+
 def read_lines(path, hint=""):
     """Rows of a .jsonl file; [] if it is not there. Refused, with the number of the line, if one
     is damaged."""

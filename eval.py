@@ -31,9 +31,10 @@ import tiny
 from benchmarks import results, score
 from benchmarks.loaders import BENCHMARKS, LOADERS, Row, curricula, load
 from cli import Parser, Refused, checked, positive, refuse
-from disk import read_json, read_text, write_json
+from disk import read_json, read_json_as, read_text, write_json
 from generator import TAGS
-from verify import Task, call_problem, last_block, read_menu
+from toolfiles import read_menu
+from verify import Task, call_problem, last_block
 
 DATA = Path("data")      # where --data points unless it is given
 
@@ -176,11 +177,7 @@ def overlap(args):
 
 def ask(args):
     """The model's reasoning and calls for one's own questions and tools."""
-    questions = own_questions(args)
-    try:
-        menu = read_menu(read_json(args.tools))
-    except ValueError as error:
-        raise Refused(f"{args.tools}: {error}") from None
+    questions, menu = own_questions(args), read_json_as(args.tools, read_menu)
     rows = [Row(f"question {n}", Task(text, menu, [])) for n, text in enumerate(questions, 1)]
     lm = load_model(args.model, join_ranks())
     read = native.reader(native.convention(lm.tokenizer, args.native))

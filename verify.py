@@ -2,7 +2,7 @@
 
 To use it elsewhere copy this file alone: it needs the standard library and nothing else. It runs no
 tool and evaluates no model text: everything is decided by comparing JSON. Readers of model text
-take any string and return a value or None; only `load_json` and `read_menu` raise, a ValueError.
+take any string and return a value or None; only `load_json` and `read_tool` raise, a ValueError.
 
 Covered: reading tagged blocks, calls and menus; equality of values and calls; checks of tools and
 calls; grounding of values in a question. Not covered: whether a tool does what its description
@@ -185,7 +185,7 @@ def normalise_call(element):
     >>> normalise_call({"type": "function", "id": "c-9", "name": "f", "parameters": {"x": 1}})
     {'name': 'f', 'arguments': {'x': 1}}
     """
-    element = _unwrap(element)
+    element = unwrap(element)
     key = "name" if "name" in element else "tool_name"
     name = element.get(key)
     if not isinstance(name, str) or not name.strip():
@@ -222,7 +222,7 @@ def _beside(element, key):
     return whole if isinstance(whole, dict) else rest
 
 
-def _unwrap(element):
+def unwrap(element):
     """The object inside {"function": {...}}, or one with a name of its own as it is; else {}."""
     if not isinstance(element, dict):
         return {}
@@ -234,161 +234,9 @@ def read_tools(text):
     """Menu in the text of a tools block as [{name, description, parameters, required}], or None."""
     try:
         value = load_json(text)
-        return list(map(_read_tool, value)) if isinstance(value, list) and value else None
+        return list(map(read_tool, value)) if isinstance(value, list) and value else None
     except ValueError:
         return None
-
-
-def read_menu(value):
-    """Tools from a file that people wrote, as `normalise_tool` gives them.
-
-    Read are lists as OpenAI, MCP and Anthropic want them, and the whole result of MCP's tools/list.
-    A parameter may say {"required": true} of itself. Local references are put in place, and a
-    schema that says "a primitive value, or null" in another way becomes a flat one: see
-    `flat_schema`. One that stays nested is kept; `menu_fault` is stricter.
-
-    Args:
-        value: the content of the file, a JSON value.
-
-    Raises:
-        ValueError: names the first tool that is none, its parameter, and why.
-
-    >>> read_menu([{"name": "f", "parameters": {"x": {"type": "string", "required": True}}}])[0]
-    {'name': 'f', 'description': '', 'parameters': {'x': {'type': 'string'}}, 'required': ['x']}
-    """
-    for key in ("result", "tools"):
-        value = value[key] if isinstance(value, dict) and key in value else value
-    if not isinstance(value, list) or not value:
-        raise ValueError("not a JSON list of tools")
-    return [_read_written(element, number) for number, element in enumerate(value)]
-
-
-def _read_written(element, number):
-    """One tool of `read_menu`, the n-th of its list."""
-    element, parameters = _unwrap(element), {}
-    root = top = _schema_of(element)
-    try:
-        if isinstance(root, dict):
-            top = follow(root, root)
-            top = _one_option(top | {key: put_in_place(top[key], root)
-                                     for key in _OPTIONS if key in top})
-    except ValueError as error:
-        raise ValueError(f"tool {element.get('name')!r} {error}") from None
-    tool = _read_tool({**element, "parameters": top}, number)
-    lost = [] if tool["parameters"] else _lost_schemas(element, top)
-    if lost:
-        raise ValueError(f"tool {tool['name']!r}: its parameters stand under {lost[0]!r}, and are "
-                         "wanted as the 'properties' of 'parameters'")
-    for name, schema in tool["parameters"].items():
-        try:
-            schema = flat_schema(put_in_place(schema, root))
-        except ValueError as error:
-            raise ValueError(f"tool {tool['name']!r}: parameter {name!r} {error}") from None
-        flag = schema.get("required")
-        if isinstance(flag, bool):                        # a list is a nested schema's own
-            schema = _without(schema, "required")
-            tool["required"] += [name] if flag and name not in tool["required"] else []
-        parameters[name] = schema
-    return tool | {"parameters": parameters}
-
-
-def _schema_of(element):
-    return next((element[key] for key in SCHEMA_KEYS if key in element), {})
-
-
-def _lost_schemas(element, top):
-    """The keys under which a tool that reads as one without parameters has some nevertheless."""
-    if any(key in element for key in SCHEMA_KEYS):
-        return [key for key in (*_OPTIONS, "patternProperties") if key in top]
-    return [key for key, value in element.items() if isinstance(value, dict) and value and (
-        value.get("type") == "object" or "properties" in value or "$ref" in value
-        or all(isinstance(schema, dict) and "type" in schema for schema in value.values()))]
-
-
-def follow(schema, root):
-    """The schema, or what its "$ref" points to in `root`, with what stands beside the "$ref".
-
-    Raises:
-        ValueError: the reference leads out of the tool, nowhere, or in a circle.
-    """
-    for _ in range(MAX_DEPTH):
-        reference = schema.get("$ref")
-        if not isinstance(reference, str):
-            return schema
-        head, *parts = reference.split("/")
-        target = root if head == "#" else None
-        for part in parts:
-            if isinstance(target, list):
-                target = {str(index): option for index, option in enumerate(target)}
-            part = part.replace("~1", "/").replace("~0", "~")
-            target = target.get(part) if isinstance(target, dict) else None
-        if not isinstance(target, dict):
-            raise ValueError(f"refers to {reference!r}, which is no schema in its tool")
-        schema = target | _without(schema, "$ref")
-    raise ValueError("refers to itself")
-
-
-def put_in_place(schema, root, depth=0):
-    """The schema with every local reference in it replaced by what it points to: see `follow`."""
-    if depth > 4 * MAX_DEPTH:
-        raise ValueError("refers to itself, or is nested too deeply")
-    if isinstance(schema, list):
-        return [put_in_place(part, root, depth + 1) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {key: put_in_place(part, root, depth + 1) for key, part in follow(schema, root).items()}
-
-
-def flat_schema(schema):
-    """A parameter's schema with its null left out, and as {type, enum, ...} where it can be that.
-
-    So are read: null among the types, the options or the enum, with its default of null;
-    `nullable`; an enum or a const without a type; options that are constants; and an allOf, anyOf
-    or oneOf of one. Whether a parameter may be left out is said by `required` alone.
-
-    >>> flat_schema({"anyOf": [{"enum": ["a", "b"]}, {"type": "null"}], "default": None})
-    {'enum': ['a', 'b'], 'type': 'string'}
-    """
-    flat = _one_option(schema)
-    if isinstance(flat.get("nullable"), bool):
-        flat = _without(flat, "nullable")
-    if isinstance(flat.get("type"), list):
-        kinds = [kind for kind in flat["type"] if kind != "null"]
-        if "pattern" in flat and len(kinds) == 2 and "string" in kinds:
-            kinds.remove("string")                  # .NET: a number, also as a string of digits
-        flat = flat | {"type": kinds[0] if len(kinds) == 1 else kinds}
-    if isinstance(flat.get("enum"), list) and None in flat["enum"]:
-        flat = flat | {"enum": [choice for choice in flat["enum"] if choice is not None]}
-    kinds = {_KINDS.get(type(choice), "other") for choice in choices_of(flat) or ()}
-    kinds = {"number"} if kinds == {"integer", "number"} else kinds
-    if "type" not in flat and len(kinds) == 1 and kinds != {"other"}:
-        flat = flat | {"type": kinds.pop()}
-    changed_null = flat is not schema and "default" in flat and flat["default"] is None
-    return _without(flat, "default") if changed_null else flat
-
-
-_OPTIONS = ("allOf", "anyOf", "oneOf")
-_KINDS = {str: "string", bool: "boolean", int: "integer", float: "number"}
-
-
-def _one_option(schema):
-    """The schema with an allOf, anyOf or oneOf put in place if, null apart, it has one option; or
-    if its options are constants, which are an enum."""
-    for key in _OPTIONS:
-        options = schema.get(key)
-        if not isinstance(options, list) or not all(isinstance(o, dict) for o in options):
-            continue
-        options = [flat_schema(option) for option in options if not _is_null(option)]
-        constants = list(map(choices_of, options))
-        if len(options) == 1:
-            schema = _one_option(options[0] | _without(schema, key))
-        elif key != "allOf" and constants and None not in constants:
-            schema = {"enum": sum(constants, [])} | _without(schema, key)
-    return schema
-
-
-def _is_null(schema):
-    return schema.get("type") == "null" or choices_of(schema) == [None] or schema == {"not": {}}
 
 
 def choices_of(schema):
@@ -397,8 +245,14 @@ def choices_of(schema):
     return choices if isinstance(choices, list) else None
 
 
-def _without(schema, key):
+def without(schema, key):
+    """The dict without a key."""
     return {k: v for k, v in schema.items() if k != key}
+
+
+def schema_of(element):
+    """A tool's schema of parameters, by the names that OpenAI, MCP and Anthropic give it."""
+    return next((element[key] for key in SCHEMA_KEYS if key in element), {})
 
 
 def normalise_tool(element):
@@ -414,15 +268,15 @@ def normalise_tool(element):
     ['x']
     """
     try:
-        return _read_tool(element)
+        return read_tool(element)
     except ValueError:
         return None
 
 
-def _read_tool(element, number=0):
+def read_tool(element, number=0):
     """`normalise_tool`, but a ValueError says why the element, the n-th of a list, is no tool."""
-    element = _unwrap(element)
-    name, parameters = element.get("name"), _schema_of(element)
+    element = unwrap(element)
+    name, parameters = element.get("name"), schema_of(element)
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"tool {number} has no name")
     if not isinstance(parameters, dict):
@@ -430,7 +284,7 @@ def _read_tool(element, number=0):
     required = _names(element.get("required"))
     if isinstance(parameters.get("required"), list):
         required += _names(parameters["required"])
-        parameters = _without(parameters, "required")
+        parameters = without(parameters, "required")
     properties, is_schema = parameters.get("properties"), parameters.get("type") == "object"
     if isinstance(properties, dict) and (
             is_schema or all(isinstance(s, (dict, bool)) for s in properties.values())):

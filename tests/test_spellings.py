@@ -12,6 +12,7 @@ import disk
 import eval as evaluation
 import generator
 import solver
+import toolfiles
 import verify
 from benchmarks import score
 from cli import Refused
@@ -33,7 +34,7 @@ READ = {"name": "create_ticket", "description": "Create a ticket.", "parameters"
     [OPENAI], [{"type": "function", "function": OPENAI}], [OPENAI | {"type": "function"}], [MCP],
     [ANTHROPIC], {"tools": [MCP]}, {"jsonrpc": "2.0", "id": 1, "result": {"tools": [MCP]}}])
 def test_tools_of_openai_mcp_and_anthropic_keep_their_parameters(file):
-    assert verify.read_menu(file) == [READ]
+    assert toolfiles.read_menu(file) == [READ]
 
 
 @pytest.mark.parametrize("key, schema", [
@@ -41,7 +42,7 @@ def test_tools_of_openai_mcp_and_anthropic_keep_their_parameters(file):
     ("arguments", {"$ref": "#/x"})])
 def test_a_schema_under_an_unknown_key_is_refused_and_not_lost(key, schema):
     with pytest.raises(ValueError, match=f"create_ticket.*{key}"):
-        verify.read_menu([{"name": "create_ticket", key: schema}])
+        toolfiles.read_menu([{"name": "create_ticket", key: schema}])
 
 
 @pytest.mark.parametrize("parameters", [
@@ -49,18 +50,18 @@ def test_a_schema_under_an_unknown_key_is_refused_and_not_lost(key, schema):
     {"type": "object", "patternProperties": {"^x": {"type": "string"}}}])
 def test_parameters_that_are_not_under_properties_are_refused_and_not_lost(parameters):
     with pytest.raises(ValueError, match="'f': its parameters stand under"):
-        verify.read_menu([{"name": "f", "parameters": parameters}])
+        toolfiles.read_menu([{"name": "f", "parameters": parameters}])
 
 
 def test_a_tool_that_has_no_parameters_is_one():
     for tool in ({}, {"parameters": {}}, {"inputSchema": {"type": "object"}},
                  {"annotations": {"readOnlyHint": True}},
                  {"parameters": {"type": "object", "properties": {}}}):
-        assert verify.read_menu([{"name": "f"} | tool])[0]["parameters"] == {}
+        assert toolfiles.read_menu([{"name": "f"} | tool])[0]["parameters"] == {}
 
 
 def menu_of(schema, **root):
-    return verify.read_menu([{"name": "book_room", "description": "Book a room.", "parameters": {
+    return toolfiles.read_menu([{"name": "book_room", "description": "Book a room.", "parameters": {
         "type": "object", "properties": {"x": schema, "title": {"type": "string"}}, **root}}])
 
 
@@ -115,7 +116,7 @@ def test_optional_parameters_enums_and_references_are_flat(schema, flat):
 def test_parameters_that_are_a_reference_are_read(parameters):
     definitions = {"A": {"type": "object", "required": ["x"], "properties": {
         "x": {"$ref": "#/definitions/B"}}}, "B": {"type": "integer"}}
-    tool, = verify.read_menu([{"name": "f", "parameters": parameters
+    tool, = toolfiles.read_menu([{"name": "f", "parameters": parameters
                                | {"definitions": definitions}}])
     assert tool["parameters"] == {"x": {"type": "integer"}} and tool["required"] == ["x"]
 
@@ -138,7 +139,7 @@ def test_a_parameter_may_be_called_like_a_word_of_the_schema():
              "required")
     flat = {word: {"type": "string"} for word in words}
     for parameters in (flat, {"type": "object", "properties": flat}):
-        tool, = verify.read_menu([{"name": "f", "parameters": parameters}])
+        tool, = toolfiles.read_menu([{"name": "f", "parameters": parameters}])
         assert tool["parameters"] == flat
 
 
@@ -150,12 +151,13 @@ def write(path, value, encoding="utf-8"):
 def asked_menu(path, monkeypatch):
     """The menu that `eval.py --tools PATH --ask ...` asks with."""
     asked = []
-    monkeypatch.setattr(evaluation, "load_model", lambda *args: None)
-    monkeypatch.setattr(evaluation, "solve", lambda lm, tasks, *args: asked.extend(tasks) or [
-        type("Answer", (), {"text": "<tool_call_answer>[{\"name\": \"f\", \"arguments\": "
-                                    "{\"city\": \"Troms\u00f8\"}}]</tool_call_answer>"})])
+    monkeypatch.setattr(evaluation, "load_model",
+                        lambda *args: type("LM", (), {"tokenizer": None}))
+    monkeypatch.setattr(evaluation, "answer", lambda lm, label, rows, args: asked.extend(rows) or (
+        ['<tool_call_answer>[{"name": "f", "arguments": {"city": "Troms\u00f8"}}]'
+         "</tool_call_answer>"], [None]))
     evaluation.main(["--tools", str(path), "--ask", "Where to?"])
-    return asked[0].tools
+    return asked[0].task.tools
 
 
 @pytest.mark.parametrize("tool", [
@@ -280,7 +282,7 @@ def test_values_are_allowed_where_jsonschema_allows_them(schema, spell, value):
     spelled = spell(schema)
     definitions = {"S": spelled.pop("$defs_of_the_test", schema)}
     root = {"type": "object", "properties": {"x": spelled}, "$defs": definitions}
-    menu = verify.read_menu([{"name": "f_x", "description": "Does it.", "parameters": root}])
+    menu = toolfiles.read_menu([{"name": "f_x", "description": "Does it.", "parameters": root}])
     assert verify.tool_problem(menu) is None
     validator = Draft202012Validator(root)
     theirs = any(validator.is_valid({"x": one}) for one in meanings(value, schema["type"]))
@@ -488,6 +490,6 @@ def test_a_deeply_nested_file_is_one_line(tmp_path):
     for menu in ([{"name": "f", "parameters": {"x": schema}}], [{"name": "f",
                                                                  "parameters": schema}]):
         with pytest.raises(ValueError, match="'f'.*nested too deeply"):
-            verify.read_menu(menu)
+            toolfiles.read_menu(menu)
 
 
