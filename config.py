@@ -124,8 +124,16 @@ TINY = dict(
     solver_prompts=8, group_size=8, pool_size=384, curriculum_size=128, max_prompt=1024,
     max_completion=320, max_verify=128, learning_rate=3e-5, micro_tokens=8192, sample_rows=512,
     gradient_checkpointing=False)
+SMALL = dict(   # 135M to 0.5B parameters after a cold start, on two CPU cores or one small GPU
+    model="models/cold",       # what coldstart.py wrote
+    generator_steps=12, solver_steps=16, generator_prompts=8, solver_prompts=8, group_size=6,
+    pool_size=400, curriculum_size=120,       # an iteration in an hour on two cores
+    max_prompt=1536, max_completion=640, max_verify=256,      # a menu of 8 tools takes 500 tokens
+    learning_rate=1e-5,        # the steps are a quarter of the paper's; above, small models break
+    micro_tokens=4096, gradient_checkpointing=False, heldout_tasks=200, save_every=2)
 PRESETS = {
     "paper": {},
+    "small": SMALL,
     "tiny": TINY,
     "ablation": TINY | dict(generator_steps=10, generator_prompts=4, solver_steps=6, pool_size=128,
                             curriculum_size=48, heldout_tasks=250),
