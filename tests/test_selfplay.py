@@ -64,6 +64,27 @@ def test_paper_preset_has_the_papers_values():
             len(config.domain_weights)) == (2048, 1024, 32)
 
 
+SPY = """
+import dataclasses, sys
+import run, selfplay
+from config import Config, PRESETS
+seen = set()
+class Spy(Config):
+    def __getattribute__(self, name):
+        seen.add(name)
+        return super().__getattribute__(name)
+run.record = lambda config: {"config": dict(vars(config))}      # reads none of them
+small = dict(zip([flag[2:] for flag in sys.argv[2::2]], map(int, sys.argv[3::2])))
+run.start(Spy(**PRESETS["tiny"] | small, preset="tiny", run_dir=sys.argv[1]), selfplay.self_play)
+print("unread:", sorted({field.name for field in dataclasses.fields(Config)} - seen))
+"""
+
+
+def test_a_run_reads_every_setting(tmp_path):
+    output = call(sys.executable, "-c", SPY, tmp_path / "run", *SMALL)
+    assert "unread: []" in output
+
+
 def test_a_small_run_leaves_everything(small_run):
     run_dir = small_run
     summary = json.loads((run_dir / "summary.json").read_text())
