@@ -15,7 +15,7 @@ import curriculum
 import generator
 import tiny
 from cli import Parser, Refused, boolean, refuse
-from disk import read_json, read_json_as
+from disk import MEND, read_json, read_json_as
 from toolfiles import read_menu
 from verify import menu_fault
 
@@ -215,7 +215,7 @@ def directory_problem(config):
         flags, contents = before["config"], before["files"]
         iterations = flags["iterations"]
     except (Refused, KeyError, TypeError):
-        return f"{file} is damaged: put back a copy, or give another --run_dir"
+        return f"{file} is damaged{MEND}"
     now = record(config)
     differing = [f"--{name} was {flags.get(name)!r} and is {value!r}"
                  for name, value in now["config"].items()

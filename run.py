@@ -40,7 +40,7 @@ import report
 import tiny
 from cli import Refused
 from config import record
-from disk import Directory, write_json
+from disk import MEND, Directory, write_json
 
 SLICE = 16           # chunks of the sampler in a slice of a pool: what a kill loses at most, and
                      # how many ranks can share one
@@ -475,7 +475,7 @@ def unharmed(run):
              f"{files.rank}: the samples are in {files.path / name}. Nothing was learned from "
              "them.")
     except lms.BadCheckpoint as error:
-        raise Refused(f"{error}: put back a copy, or give another --run_dir") from None
+        raise Refused(f"{error}{MEND}") from None
     except OSError as error:
         fail(f"{error.filename or files.path} cannot be read or written: "
              f"{error.strerror or error}. {again}")

@@ -1,5 +1,5 @@
-"""The embedded base model: a Qwen2-architecture LM of 0.8 million parameters, and the little world
-that it was pretrained on.
+"""The embedded base model: a small LM of Qwen2's architecture, and the little world that it was
+pretrained on.
 
 It stands in for a weak instruction-tuned LLM. Through exactly the prompts that a large model gets
 it speaks all three roles (Generator, Solver, judge). It knows how to do the job, and mostly does
