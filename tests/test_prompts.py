@@ -2,6 +2,7 @@
 a think tag that the template opens counts, our tags survive, or one line says why not."""
 import pytest
 import torch
+from hypothesis import given, strategies as st
 from tokenizers import AddedToken
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -71,6 +72,25 @@ def test_a_template_that_swallows_a_message_is_refused_in_one_line(name, tmp_pat
     with pytest.raises(ValueError) as error:
         save_and_load(tokenizer(template), tmp_path)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+PIECES = st.sampled_from([
+    "{{ messages[0].content }}", "{{ messages[1].content }}", "{{ messages[1]['content'] | trim }}",
+    "{% for m in messages %}{{ m.content }}{% endfor %}", "{% for m in messages %}", "{% endfor %}",
+    "{% if m.role == 'user' %}{{ m.content }}{% endif %}", "{{ strftime_now('%d %b') }}",
+    "{{ m.content[0].text }}", "{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{{ x.y.z }}",
+    "{{ bos_token + eos_token }}", "{% set messages = messages[1:] %}", "<think>\n", "{{", "\n"])
+
+
+@given(st.lists(PIECES, max_size=6))
+def test_any_template_brings_both_messages_or_is_refused_in_one_line(pieces):
+    made = tokenizer("".join(pieces))
+    problem = lms.template_problem(made)
+    if problem is None:
+        text = lms.chat_text(made, CHAT)
+        assert solver.SYSTEM.strip() in text and "Book 3 trains to Oslo." in text
+    else:
+        assert "\n" not in problem
 
 
 def test_no_rendering_depends_on_the_day(tmp_path):
