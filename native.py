@@ -18,7 +18,7 @@ from transformers.utils.chat_parsing import ResponseParser, parse_response
 import model as lms
 from benchmarks import score
 from cli import Refused
-from verify import Calls, read_calls, strip_fence
+from verify import Calls, after_think, read_calls, strip_fence
 
 # ---------------------------------------------------------------------------------------------
 # Asking
@@ -70,7 +70,7 @@ def read_hermes(text):
     >>> read_hermes('<tool_call>{"name": "f", "arguments": {}}</tool_call>')
     (Calls(calls=[{'name': 'f', 'arguments': {}}], malformed=0), None)
     """
-    blocks = said(text).split("<tool_call>")[1:]
+    blocks = after_think(text).split("<tool_call>")[1:]
     if not blocks:
         return None, "no block"
     if not all("</tool_call>" in block for block in blocks):
@@ -83,28 +83,19 @@ def read_llama(text):
     >>> read_llama('{"name": "f", "parameters": {}}; {"name": "g", "parameters": {}}')[0].calls
     [{'name': 'f', 'arguments': {}}, {'name': 'g', 'arguments': {}}]
     """
-    words, tag, code = said(text).partition("<|python_tag|>")
+    words, tag, code = after_think(text).partition("<|python_tag|>")
     code = strip_fence((code if tag else words).strip())
     if not tag and not code.startswith(("{", "[")):
         return None, "no block"
-    values = []
+    calls = []
     try:
         while code:
-            value, end = json.JSONDecoder().raw_decode(code)
-            values.append(json.dumps(with_arguments(value)))
+            _, end = json.JSONDecoder().raw_decode(code)
+            calls.append(code[:end])
             code = code[end:].lstrip("; \n\r\t")
     except (ValueError, RecursionError):
         return None, "unparsable"
-    return joined(values)
-
-
-def with_arguments(value):
-    """A call of Llama's with its `parameters` called `arguments`; anything else as it is."""
-    if isinstance(value, list):
-        return list(map(with_arguments, value))
-    if not isinstance(value, dict) or "arguments" in value:
-        return value
-    return {"arguments" if key == "parameters" else key: child for key, child in value.items()}
+    return joined(calls)
 
 
 def read_response(template, text):
@@ -123,11 +114,6 @@ def joined(texts):
         return None, "unparsable"
     return Calls([call for calls in read for call in calls.calls],
                  sum(calls.malformed for calls in read)), None
-
-
-def said(text):
-    """What follows the thought: a call in there was only thought of."""
-    return text.rpartition("</think>")[2]
 
 
 # ---------------------------------------------------------------------------------------------
