@@ -838,7 +838,9 @@ class Packed(NamedTuple):
             key, value = (torch.cat([x[i] for i in seen], 1) for x in (keys, values))
             L, S = self.lengths[n], key.shape[1]
             never = query.new_full((L, S), -torch.inf)
-            hidden = never.triu(S - L + 1) + never.tril(S - L - window)      # to come; too far back
+            hidden = never.triu(S - L + 1)                     # what is still to come
+            if window < S:
+                hidden = hidden + never.tril(S - L - window)   # what is too far back
             # In bf16 as in the sampler: softmax itself computes in fp32.
             weight = torch.baddbmm(hidden.repeat(R, 1), queries[n], key.mT, alpha=scaling)
             out.append((weight.softmax(-1) @ value).view(K * R, L, -1))
