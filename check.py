@@ -13,6 +13,7 @@ The forecast adds up tensors that are there at the same time:
     training     gathered parameters, activations and logits of a micro-batch
     update       what Adam computes on the way, for one sub-group of the masters
 """
+import copy
 import os
 import shutil
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config
 
 import curriculum
 import engine
+import generator
 import grpo
 import model as lms
 import tiny
@@ -100,7 +102,7 @@ def host_bytes(parameters):
 def report(config):
     """Print what the run needs and what there is."""
     try:
-        tokenizer = lms.load_tokenizer(config.base)
+        tokenizer = lms.load_tokenizer(config.base, generator.TAGS)
         shape = lms.read_config(config.base)
         about = model_lines(config, shape, tokenizer)
     except ValueError as error:
@@ -138,7 +140,17 @@ def model_lines(config, shape, tokenizer):
     text = lms.chat_text(tokenizer, messages)
     back = tokenizer.decode(lms.encode_chat(tokenizer, messages))
     digits = lms.choice_ids(tokenizer, messages, curriculum.SCORES)
-    return [f"{'EOS ids':18}" + ", ".join(f"{i} {tokenizer.convert_ids_to_tokens(i)}" for i in eos),
+    small = copy.deepcopy(shape)
+    small.num_hidden_layers = 2
+    if getattr(small, "layer_types", None):
+        small.layer_types = small.layer_types[:2]
+    if problem := lms.model_problem(lms.LM(lms.from_config(small), tokenizer, eos)):
+        raise ValueError(problem)
+    turn = lms.turn_problem(tokenizer, eos)
+    return [f"{'model':18}two layers of it, with random weights, sample and score as transformers "
+            "has them",
+            f"{'EOS ids':18}" + ", ".join(f"{i} {tokenizer.convert_ids_to_tokens(i)}" for i in eos),
+            *([f"{'':18}{turn}"] if turn else []),
             f"{'chat template':18}" + (
                 "survives the tokenizer" if back == text
                 else "does NOT survive the tokenizer: look at its special tokens"),

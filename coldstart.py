@@ -13,8 +13,6 @@ Weights and optimizer are in fp32, the model computes in bf16. The state is save
 and the examples of a step depend on the seed and its number alone: the same command again goes on
 where it was, bit for bit.
 """
-import copy
-import json
 import math
 import os
 import time
@@ -27,8 +25,8 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 import coldstart_world
-import disk
 import model as lms
+import serving
 from cli import Parser, Refused, checked, positive, refuse
 
 WARM_UP = 0.05               # share of the steps
@@ -138,15 +136,6 @@ class Trainer:
             master.copy_(state["masters"][name])
         self.refresh()
 
-    def export(self, path):
-        """Write an ordinary checkpoint with the fp32 weights."""
-        config = copy.deepcopy(self.lm.model.config)
-        config.dtype, config.architectures = torch.float32, [type(self.lm.model).__name__]
-        config.to_json_file(path / "config.json")
-        self.lm.model.generation_config.to_json_file(path / "generation_config.json")
-        self.lm.tokenizer.save_pretrained(path)
-        disk.write_tensors(path / "model.safetensors", self.masters, {"format": "pt"})
-
 
 def encode(lm, examples):
     """model.Rollouts whose completions are what is to be said; without those that the model's
@@ -238,7 +227,7 @@ def run(args):
 
     train(trainer, lambda step: coldstart_world.examples(args.seed, step, args.steps, args.batch), save)
     if first:
-        trainer.export(args.out)
+        serving.write_checkpoint(args.out, lm, trainer.masters)
         state.unlink(missing_ok=True)
         print(f"wrote {args.out}")
     lms.leave_group()

@@ -15,8 +15,9 @@ import curriculum
 import generator
 import tiny
 from cli import Parser, Refused, boolean, refuse
-from disk import read_json
-from verify import read_menu, tool_problem
+from disk import MEND, read_json, read_json_as
+from toolfiles import read_menu
+from verify import menu_fault
 
 MOST_WEIGHT = 1e9      # of a domain: sums of weights stay exact enough
 DOMAIN_SETS = {"all": generator.DOMAINS, "tiny": dict.fromkeys(tiny.NOUNS, 1.0)}
@@ -105,16 +106,16 @@ class Config:
 
 
 def read_own_tools(path):
-    """The tools in the user's file. ValueError names one that no task could be made for."""
-    value = read_json(path)
-    try:
-        tools = read_menu(value)
-    except ValueError as problem:
-        raise Refused(f"{path}: {problem}") from None
-    for some in (*([tool] for tool in tools), tools):
-        if problem := tool_problem(some):
-            name = f"tool {some[0]['name']}: " if some is not tools else ""
-            raise Refused(f"{path}: {name}{problem.replace('_', ' ')}")
+    """The tools in the user's file. Refused, naming tool and parameter, if no task could be made
+    for one."""
+    tools = read_json_as(path, read_menu)
+    if fault := menu_fault(tools):
+        reason, tool, parameter = fault
+        place = "".join(f"{word} {name!r}: " for word, name in (("tool", tool),
+                                                                ("parameter", parameter))
+                        if name is not None)
+        kinds = " (string, integer, number, boolean)" * (reason == "type_not_primitive")
+        raise Refused(f"{path}: {place}{reason.replace('_', ' ')}{kinds}")
     return tools
 
 
@@ -123,8 +124,16 @@ TINY = dict(
     solver_prompts=8, group_size=8, pool_size=384, curriculum_size=128, max_prompt=1024,
     max_completion=320, max_verify=128, learning_rate=3e-5, micro_tokens=8192, sample_rows=512,
     gradient_checkpointing=False)
+SMALL = dict(   # 135M to 0.5B parameters after a cold start, on two CPU cores or one small GPU
+    model="models/cold",       # what coldstart.py wrote
+    generator_steps=12, solver_steps=16, generator_prompts=8, solver_prompts=8, group_size=6,
+    pool_size=400, curriculum_size=120,       # an iteration in an hour on two cores
+    max_prompt=1536, max_completion=640, max_verify=256,      # a menu of 8 tools takes 500 tokens
+    learning_rate=1e-5,        # the steps are a quarter of the paper's; above, small models break
+    micro_tokens=4096, gradient_checkpointing=False, heldout_tasks=200, save_every=2)
 PRESETS = {
     "paper": {},
+    "small": SMALL,
     "tiny": TINY,
     "ablation": TINY | dict(generator_steps=10, generator_prompts=4, solver_steps=6, pool_size=128,
                             curriculum_size=48, heldout_tasks=250),
@@ -206,7 +215,7 @@ def directory_problem(config):
         flags, contents = before["config"], before["files"]
         iterations = flags["iterations"]
     except (Refused, KeyError, TypeError):
-        return f"{file} is damaged: put back a copy, or give another --run_dir"
+        return f"{file} is damaged{MEND}"
     now = record(config)
     differing = [f"--{name} was {flags.get(name)!r} and is {value!r}"
                  for name, value in now["config"].items()

@@ -88,14 +88,22 @@ _CJK = re.compile("[\u1100-\u11ff\u3040-\u30ff\u3100-\u312f\u3400-\u4dbf\u4e00-\
                   "\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]")
 
 
-def question_problem(question, calls):
-    """First reason why a question is refused for the curriculum, or None."""
+def question_problem(question, calls, own_tools=False):
+    """First reason why a question is refused for the curriculum, or None.
+
+    Args:
+        own_tools: whether the user brought the tools: they may be asked for in any words and any
+            script. Characters that say more than a Latin letter count as much as their UTF-8 bytes.
+    """
     if is_placeholder(question):
         return "question_placeholder"
     if len(question) > MAX_QUESTION:
         return "question_too_long"
-    if len(question.strip()) < 25:
+    text = question.strip()
+    if len(text.encode(errors="replace") if own_tools else text) < 25:
         return "question_too_short"
+    if own_tools:
+        return None
     if _CJK.search(question):
         return "question_cjk"
     simple = len(calls) == 1 and len(calls[0]["arguments"]) <= 1
@@ -117,7 +125,7 @@ def structural_problem(draft, task, grounding=True):
     if draft.malformed:
         return "gold_malformed"
     return (tool_problem(task.tools) or call_problem(task.answer, task.tools)
-            or question_problem(task.question, task.answer)
+            or question_problem(task.question, task.answer, bool(task.spec.get("menu")))
             or ("not_grounded" if grounding and not grounded(task.answer, task.question) else None))
 
 

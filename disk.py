@@ -33,7 +33,7 @@ def replace_file(path, text):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with open(part, "w") as file:
+    with open(part, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -70,8 +70,17 @@ def read_json(path, hint=""):
     text = read_text(path)
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(f"{path} is not JSON ({error}){hint}") from None
+
+
+def read_json_as(path, read):
+    """read(content of a JSON file). Refused, with the file's name, where that is a ValueError."""
+    value = read_json(path)
+    try:
+        return read(value)
+    except ValueError as problem:
+        raise Refused(f"{path}: {problem}") from None
 
 
 def read_lines(path, hint=""):
@@ -81,9 +90,10 @@ def read_lines(path, hint=""):
 
 
 def read_log(path):
-    """As `read_lines`, of a log that a run may be adding to: a last line without its end is left
-    out."""
-    return parse_lines(path, read_text(path).rpartition("\n")[0]) if Path(path).exists() else []
+    """As `read_lines`, of a log that a run may be adding to: a last line without its end, which may
+    be within a character, is left out."""
+    whole = Path(path).read_bytes().rpartition(b"\n")[0] if Path(path).exists() else b""
+    return parse_lines(path, whole.decode(errors="replace"))
 
 
 def parse_lines(path, text, hint=""):
@@ -99,7 +109,10 @@ def parse_lines(path, text, hint=""):
 
 
 def to_lines(rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
+    """Text of a .jsonl file that people can read in any script. Half a surrogate pair, which UTF-8
+    cannot hold, is escaped."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def is_sound(state):
@@ -298,7 +311,7 @@ class Directory:
         """Add rows to a .jsonl file."""
         if self.rank == 0:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path / name, "a") as file:
+            with open(self.path / name, "a", encoding="utf-8") as file:
                 file.write(to_lines(rows))
 
     def write_rows(self, name, rows):

@@ -6,7 +6,6 @@ gets fp32 weights in and out without rounding, and a state that a run can resume
 
 No other file imports DeepSpeed.
 """
-import copy
 import logging
 import os
 import shutil
@@ -16,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 logging.disable(logging.WARNING)      # on import DeepSpeed announces what it found
@@ -23,8 +23,9 @@ import deepspeed                      # noqa: E402
 from deepspeed.utils import (safe_get_full_fp32_param, safe_get_local_fp32_param,
                              safe_set_local_fp32_param)
 
+import serving
 from cli import Refused
-from disk import read_json, write_tensors
+from disk import read_json
 from model import matched, rank_and_world, token_logprobs
 
 logging.disable(logging.NOTSET)
@@ -41,12 +42,12 @@ def init_distributed(timeout=30):
     Args:
         timeout: minutes that a rank waits for the others in a collective.
     """
+    os.environ.setdefault("LOCAL_RANK", "0")      # some schedulers set the other four only
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1",
-                          MASTER_PORT=port)
+        os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     # On a CPU, a compiled kernel is kept for each of up to 1024 shapes: with packed rows, no two
     # steps have the same.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -54,7 +55,13 @@ def init_distributed(timeout=30):
     # The CPU backend would compile this op at start-up, and fail without a C++ compiler. It only
     # speeds up reductions between processes of one machine.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(timeout=timedelta(minutes=timeout))
+    try:
+        deepspeed.init_distributed(timeout=timedelta(minutes=timeout))
+    except dist.DistNetworkError as error:
+        raise Refused(f"rank {os.environ['RANK']} cannot meet the others at port "
+                      f"{os.environ['MASTER_PORT']} of {os.environ['MASTER_ADDR']} "
+                      f"({str(error).splitlines()[0][:150]}): if another run has the port, give "
+                      "the launcher another --master_port") from None
     local_rank, local_ranks = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_SIZE", 1))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
@@ -285,18 +292,11 @@ class Engine:
         masters = self.weights()
         if rank_and_world()[0] == 0:
             path, part = Path(path), Path(f"{path}.part")
-            part.mkdir(parents=True, exist_ok=True)
-            write_tensors(part / "model.safetensors", masters, {"format": "pt"})
-            # As transformers writes them; its save_pretrained would refuse some that it has loaded.
-            shape = copy.deepcopy(lm.model.config)
-            shape.dtype, shape.architectures = torch.float32, [type(lm.model).__name__]
-            shape.to_json_file(part / "config.json")
-            lm.model.generation_config.to_json_file(part / "generation_config.json")
-            lm.tokenizer.save_pretrained(part)
+            serving.write_checkpoint(part, lm, masters)
             shutil.rmtree(path, ignore_errors=True)     # from a phase that was cut off just after
             part.rename(path)
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
+        if dist.is_initialized():
+            dist.barrier()
 
     # A state to resume from --------------------------------------------------------------------
 

@@ -7,11 +7,14 @@
     python eval.py --score results/M                                  # again, without a model
     python eval.py --compare results/A results/B                      # paired, row by row
     python eval.py --overlap runs/tiny --benchmarks tiny              # zero-data audit
+    python eval.py --model M --native ...                             # in the model's own prompt
     python eval.py --model M --tools tools.json --ask "..."           # one's own question
+    python eval.py --model M --tools tools.json --questions FILE --json     # many of them
     python eval.py --cross_play runs/tiny                             # curricula x Solvers
 
-Prompt, reader and sampler are those of training. The formats of the benchmarks, the verdicts, and
-what is printed and written are in benchmarks/.
+Prompt, reader and sampler are those of training; with --native, prompt and reader are the model's
+own. The formats of the benchmarks, the verdicts, and what is printed and written are in
+benchmarks/.
 """
 import json
 import os
@@ -22,13 +25,16 @@ import torch
 from tqdm import tqdm
 
 import model as lms
+import native
 import solver
 import tiny
 from benchmarks import results, score
-from benchmarks.loaders import BENCHMARKS, LOADERS, curricula, load
+from benchmarks.loaders import BENCHMARKS, LOADERS, Row, curricula, load
 from cli import Parser, Refused, checked, positive, refuse
-from disk import read_json, write_json
-from verify import Task, last_block, read_menu
+from disk import read_json, read_json_as, read_text, write_json
+from generator import TAGS
+from toolfiles import read_menu
+from verify import Task, call_problem, last_block
 
 DATA = Path("data")      # where --data points unless it is given
 
@@ -36,13 +42,19 @@ DATA = Path("data")      # where --data points unless it is given
 # Solve
 
 
-def solve(lm, tasks, max_tokens, rows, label=None):
+def encode(lm, task):
+    """Ids of the prompt that asks for a task's calls."""
+    return lms.encode_chat(lm.tokenizer, solver.prompt(task.question, task.tools))
+
+
+def solve(lm, tasks, max_tokens, rows, label=None, encode=encode):
     """The model's greedy answer to each task: list of Rollouts.
     All ranks call it, all get everything.
 
     Args:
         rows: prompts decoded together.
         label: of a progress bar; None shows none.
+        encode: makes the prompt: this file's, or native.encode.
     """
     rank, world = lms.rank_and_world()
     # A chunk for each rank at a time: what stands in a chunk does not depend on the ranks.
@@ -53,23 +65,20 @@ def solve(lm, tasks, max_tokens, rows, label=None):
     return answers
 
 
-def encode(lm, task):
-    """Ids of the prompt that asks for a task's calls."""
-    return lms.encode_chat(lm.tokenizer, solver.prompt(task.question, task.tools))
-
-
-def answer(lm, name, rows, args):
-    """(texts, problems) for the rows of a set; a row with a problem has no text."""
-    room = min(lm.model.config.max_position_embeddings - args.max_completion,
+def answer(lm, label, rows, args):
+    """(texts, problems) for rows; a row with a problem has no text."""
+    encoder = native.encode if args.native else encode
+    room = min(lms.positions(lm.model.config) - args.max_completion,
                args.max_prompt or sys.maxsize)
-    lengths = [len(encode(lm, row.task)) for row in rows]
+    lengths = [len(encoder(lm, row.task)) for row in rows]
     problems = ["broken row" if row.problem else "prompt too long" if length > room else None
                 for row, length in zip(rows, lengths)]
     # Longest first: rows of a chunk are alike, and memory runs out at once or never.
     chosen = sorted((n for n, problem in enumerate(problems) if problem is None),
                     key=lambda n: -lengths[n])
     texts = [None] * len(rows)
-    answers = solve(lm, [rows[n].task for n in chosen], args.max_completion, args.rows, name)
+    answers = solve(lm, [rows[n].task for n in chosen], args.max_completion, args.rows, label,
+                    encoder)
     for n, rollout in zip(chosen, answers):
         texts[n] = rollout.text
     return texts, problems
@@ -86,7 +95,7 @@ def join_ranks():
 def load_model(path, device, dtype=torch.bfloat16):
     """LM from a directory, a hub name, or "tiny"."""
     path = tiny.PATH if path == "tiny" else path
-    return checked(lms.load, path, checked(lms.load_tokenizer, path), dtype, device)
+    return checked(lms.load, path, checked(lms.load_tokenizer, path, TAGS), dtype, device)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -99,24 +108,27 @@ def evaluate(args):
     if args.out:
         checked(lambda: args.out.mkdir(parents=True, exist_ok=True))
     lm = load_model(args.model, join_ranks())
-    positions = lm.model.config.max_position_embeddings
+    positions = lms.positions(lm.model.config)
     if positions <= args.max_completion:
         raise Refused(f"--max_completion {args.max_completion} leaves no room for a prompt: "
                       f"the model has {positions} positions")
+    convention = native.convention(lm.tokenizer, args.native)
+    if convention:
+        say(f"prompt: the model's own, answers read as {convention['native']}")
     out = args.out if lms.rank_and_world()[0] == 0 else None
     if out:
-        results.write_settings(out, args.model, args.data or DATA, args.limit)
+        results.write_settings(out, args.model, args.data or DATA, args.limit, convention)
     for name, rows in sets.items():
         texts, problems = answer(lm, name, rows, args)
-        verdicts[name] = conclude(name, rows, texts, problems)
+        verdicts[name] = conclude(name, rows, texts, problems, native.reader(convention))
         if out:
             results.write(out, name, rows, texts, verdicts[name])
     say("", *results.summary_lines(verdicts))
 
 
-def conclude(name, rows, texts, problems):
+def conclude(name, rows, texts, problems, read):
     """Verdicts on a set, printed."""
-    verdicts = [score.judge(*row) for row in zip(rows, texts, problems)]
+    verdicts = [score.judge(*row, read) for row in zip(rows, texts, problems)]
     say(*results.set_lines(name, rows, verdicts))
     return verdicts
 
@@ -132,13 +144,13 @@ def load_sets(args):
 
 def score_again(args):
     """Score the files of --score again, with the data and the limit that they were made with."""
-    data, limit = results.read_settings(args.score)
-    verdicts = {}
+    settings, verdicts = results.read_settings(args.score), {}
     for name in LOADERS:
         stored = results.read(args.score, name)
         if stored:
-            rows = load(name, args.data or data or DATA, limit)
-            verdicts[name] = conclude(name, rows, *results.stored_answers(stored, name, rows))
+            rows = load(name, args.data or settings.get("data") or DATA, settings.get("limit"))
+            texts, problems = results.stored_answers(stored, name, rows)
+            verdicts[name] = conclude(name, rows, texts, problems, native.reader(settings))
     if not verdicts:
         raise Refused(f"{args.score} holds no <set>.jsonl: give a directory that --out has written")
     say("", *results.summary_lines(verdicts))
@@ -164,20 +176,66 @@ def overlap(args):
 
 
 def ask(args):
-    """The model's reasoning and calls for one's own question and tools."""
-    menu = read_json(args.tools)
-    try:
-        task = Task(args.ask, read_menu(menu), [])
-    except ValueError as error:
-        raise Refused(f"{args.tools}: {error}") from None
+    """The model's reasoning and calls for one's own questions and tools."""
+    questions, menu = own_questions(args), read_json_as(args.tools, read_menu)
+    rows = [Row(f"question {n}", Task(text, menu, [])) for n, text in enumerate(questions, 1)]
     lm = load_model(args.model, join_ranks())
-    text = solve(lm, [task], args.max_completion, 1)[0].text
-    calls = solver.read(text)
+    read = native.reader(native.convention(lm.tokenizer, args.native))
+    texts, problems = answer(lm, "questions" if len(rows) > 1 else None, rows, args)
+    for row, text, problem in zip(rows, texts, problems):
+        calls, fault = (None, problem) if problem else read(text)
+        found = call_problems(calls, fault, menu)
+        if args.json:
+            say(as_json(row.task.question, text or "", calls, found))
+        else:
+            say(*["", f"> {row.task.question}"] * (len(rows) > 1),
+                *as_lines(text or "", calls, found))
+
+
+def own_questions(args):
+    """Those of --ask, then the lines of --questions."""
+    text = ""
+    if args.questions == "-":
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise Refused("--questions - reads standard input, which several ranks cannot share: "
+                          "give a file")
+        text = checked(sys.stdin.read)
+    elif args.questions:
+        text = read_text(args.questions)
+    questions = args.ask + [line.strip() for line in text.split("\n") if line.strip()]
+    if not questions:
+        raise Refused(f"--questions {args.questions}: there is no question in it")
+    return questions
+
+
+def call_problems(calls, fault, menu):
+    """What is wrong with an answer: [(number of the call, or 0 for the whole, words)]."""
     if calls is None:
-        say("No calls can be read from the answer:", text)
-        return
-    lines = list(map(json.dumps, calls.calls)) or ["(no call)"]
-    say(last_block(text, "think") or "(no reasoning)", "", *lines)
+        return [(0, f"no calls can be read: {fault}")]
+    found = [(n, call_problem([call], menu)) for n, call in enumerate(calls.calls, 1)]
+    found = [(n, problem.replace("_", " ")) for n, problem in found if problem]
+    if calls.malformed:
+        found.append((0, f"elements that are no calls: {calls.malformed}"))
+    elif not calls.calls:
+        found.append((0, "no call"))
+    return found
+
+
+def as_lines(text, calls, found):
+    """The thought, and each call with what is wrong with it; without calls the text as it is."""
+    lines = [last_block(text, "think") or "(no reasoning)", ""] if calls else [text]
+    for n, call in enumerate(calls.calls if calls else (), 1):
+        lines.append(json.dumps(call, ensure_ascii=False))
+        lines += [f"  ! {words}" for at, words in found if at == n]
+    return lines + [f"  ! {words}" for at, words in found if at == 0]
+
+
+def as_json(question, text, calls, found):
+    """The same in a line; null for a thought or calls that cannot be read."""
+    return json.dumps({"question": question, "thinking": last_block(text, "think"),
+                       "calls": calls and calls.calls,
+                       "problems": [f"call {n}: {words}" if n else words for n, words in found]},
+                      ensure_ascii=False)
 
 
 def cross_play(args):
@@ -225,18 +283,31 @@ def parse(argv):
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two of --out")
     parser.add_argument("--overlap", type=Path, metavar="RUN", help="audit a run's curricula")
     parser.add_argument("--cross_play", type=Path, metavar="RUN", help="writes RUN/cross_play.json")
-    parser.add_argument("--ask", metavar="QUESTION", help="with --tools: answer this question")
-    parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of tools")
+    parser.add_argument("--native", nargs="?", const="auto", choices=native.NAMES, metavar="READER",
+                        help="ask in the model's own prompt with tools=, and read the answer as "
+                             "hermes, llama or response (the checkpoint's response template); "
+                             "without a value, as its chat template writes calls")
+    parser.add_argument("--ask", metavar="QUESTION", action="append", default=[],
+                        help="with --tools: answer this question; may be repeated")
+    parser.add_argument("--questions", metavar="FILE",
+                        help="with --tools: answer every line of a file, or of - (standard input)")
+    parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON file of tools")
+    parser.add_argument("--json", action="store_true",
+                        help="answers to questions as one JSON object a line")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse(argv)
+    own = bool(args.ask or args.questions)
     mode = (score_again if args.score else compare if args.compare else overlap if args.overlap
-            else cross_play if args.cross_play else ask if args.ask is not None else evaluate)
+            else cross_play if args.cross_play else ask if own else evaluate)
     try:
-        if (args.ask is None) != (args.tools is None):
-            raise Refused("--ask and --tools go together")
+        if own != bool(args.tools) or args.json and not own:
+            raise Refused("--ask or --questions go together with --tools, and --json with them")
+        if args.native and mode not in (ask, evaluate):
+            raise Refused("--native is for asking a model: --score and --compare find it in the "
+                          "results")
         mode(args)
         lms.leave_group()
     except Refused as problem:

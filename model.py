@@ -14,12 +14,22 @@ Its keys and values are made once, and every completion attends to them and to i
     sampling    prompts (P, T) --prefill--> their keys and values, once per prompt     `GroupCache`
                 newest tokens (B, 1) --step--> the next ones; own keys and values (B, S)
     training    prompt 0 | completion | completion | prompt 1 | completion | ...       `Packed`
+
+To use it elsewhere, copy this file alone. The model must come from `load` or `build`: the sampler
+works through transformers' attention interface, and `load` proves that it does.
+
+    tokenizer = load_tokenizer("DIR")
+    lm = load("DIR", tokenizer, torch.bfloat16, "cuda")
+    prompts = [encode_chat(tokenizer, [{"role": "user", "content": "Hello"}])]
+    groups = sample(lm, prompts, samples=8, key=(0,), temperature=1.0, max_tokens=64, rows=64)
 """
 import functools
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,16 +39,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
 from huggingface_hub import HfApi, snapshot_download
-from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import (AttentionInterface, AttentionMaskInterface, AutoConfig,
-                          AutoModelForCausalLM, AutoTokenizer, GenerationConfig)
+                          AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 LOGITS_AT_ONCE = 2**26     # elements of one fp32 block of logits: 256 MiB
+ALL = 2**62                # a sliding window that ends nowhere
+ONE_BY_ONE = 2**16         # probabilities that are summed as they stand: blocks would take longer
 STRETCH = {"cpu": 8, "cuda": 64}     # steps between two drops of finished rows, at least
 
 
@@ -57,7 +68,7 @@ class Rollout:
 
     prompt: list       # prompt ids
     ids: list          # completion ids, the EOS included
-    text: str          # decoded without special tokens
+    text: str          # decoded, behind a tag that the template has opened; without EOS
     finished: bool     # ended with EOS; False: cut at the token limit
     logps: list        # log-probability of each id under the sampler's distribution
 
@@ -78,9 +89,13 @@ class NonFinite(ArithmeticError):
 # Loading and prompts
 
 
-def load_tokenizer(path):
+def load_tokenizer(path, tags=()):
     """Tokenizer with a chat template, from a directory or a hub name. ValueError says what is
-    missing."""
+    missing, or why it cannot be used.
+
+    Args:
+        tags: names of the <tag>s that completions are read by.
+    """
     transformers.logging.set_verbosity_error()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **source(path))
@@ -89,11 +104,58 @@ def load_tokenizer(path):
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {path} has no chat template: use an instruction-tuned "
                          "model")
-    try:
-        chat_text(tokenizer, [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
-    except TemplateError as error:
-        raise ValueError(f"the chat template of {path} refuses a system message: {error}") from None
+    problem = template_problem(tokenizer)
+    if problem:
+        raise ValueError(f"the chat template of {path} {problem}")
+    for mark in [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]:
+        back = decode(tokenizer, tokenizer.encode(mark, add_special_tokens=False))
+        if back != mark:
+            raise ValueError(f"the tokenizer of {path} turns {mark} into {back!r}, so that no "
+                             "completion could be read")
     return tokenizer
+
+
+# Some templates insert today's date. A prompt must not depend on the day.
+ONE_DAY = "{% macro strftime_now(form) %}{{ form" + "".join(
+    f'.replace("{code}", "{datetime(2026, 1, 1):{code}}")'
+    for code in ("%d", "%m", "%b", "%B", "%Y", "%y", "%j", "%a", "%A", "%H", "%I", "%M", "%S", "%p")
+) + " }}{% endmacro %}"
+# Words that no template writes itself.
+TURNS = [{"role": "system", "content": "quartz lighthouse"},
+         {"role": "user", "content": "umber saxophone"},
+         {"role": "assistant", "content": "velvet meridian"}]
+
+
+def template_problem(tokenizer):
+    """Why a chat template does not bring a system message and a question to the model, or None."""
+    try:
+        text = chat_text(tokenizer, TURNS[:2])
+    except Exception as error:      # a template is code, and raises what it likes
+        return f"fails on a system message and a question: {one_line(error)}"
+    for turn in TURNS[:2]:
+        if turn["content"] not in text:
+            return f"leaves out what the {turn['role']} says: use a model whose template has it"
+    return None
+
+
+def turn_problem(tokenizer, eos):
+    """What to say where the token that ends the assistant's turn in the template would not end a
+    completion; else None."""
+    try:
+        text = chat_text(tokenizer, TURNS, add_generation_prompt=False)
+    except Exception:      # then it has no such turns
+        return None
+    ids = tokenizer.encode(text.rpartition(TURNS[2]["content"])[2], add_special_tokens=False)
+    if ids and ids[0] not in eos:
+        return (f"the chat template ends a turn with {decode(tokenizer, ids[:1])!r}, which is no "
+                "EOS of this model: completions may run to the token limit (eos_token_id in "
+                "generation_config.json is a list that may hold it)")
+    return None
+
+
+def one_line(error):
+    """What an exception says, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class BadCheckpoint(ValueError):
@@ -120,8 +182,7 @@ def _not_found(what, path, error):
     if not Path(path).exists() and not on_hub(str(path)):
         return (f"no {what} at {path}: there is no such directory, it is not in the cache of the "
                 "model hub, and the hub does not know it or cannot be reached")
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"no {what} to be read at '{path}': {reason}"
+    return f"no {what} to be read at '{path}': {one_line(error)}"
 
 
 def checkpoint_files(path):
@@ -157,6 +218,17 @@ def read_config(path):
         raise BadCheckpoint(_not_found("model", path, error)) from None
 
 
+def positions(shape):
+    """Longest text that a model of this configuration reads token by token as it reads a whole
+    one: some rescale every position once a text is longer than those of its first training."""
+    room = min(getattr(shape, "max_position_embeddings", math.inf),
+               getattr(shape, "attention_chunk_size", None) or math.inf)
+    rope = getattr(shape, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    return min([room, *(kind.get("original_max_position_embeddings") or room for kind in kinds
+                        if kind.get("rope_type") in ("dynamic", "longrope"))])
+
+
 def read_weights(path):
     """(name, CPU tensor) of a checkpoint, one at a time. BadCheckpoint names a damaged file.
 
@@ -189,7 +261,10 @@ def matched(weights, shapes):
                                 f"not {tuple(shape)}")
         yield name, weight
     if missing:
-        raise BadCheckpoint(f"a checkpoint lacks the weights {', '.join(list(missing)[:3])}")
+        # transformers joins the experts of a mixture when it loads them.
+        why = (": experts that a file keeps one by one are not supported"
+               if all(".experts." in name for name in missing) else "")
+        raise BadCheckpoint(f"a checkpoint lacks the weights {', '.join(list(missing)[:3])}{why}")
 
 
 @torch.no_grad()
@@ -202,16 +277,24 @@ def fill(model, weights):
 
 def build(path, dtype=torch.float32, device="cpu"):
     """The architecture of a checkpoint with random weights, made where it is to stay."""
-    folder, config = checkpoint_files(path)[0], read_config(path)
+    model, folder = from_config(read_config(path), dtype, device), checkpoint_files(path)[0]
+    if (folder / "generation_config.json").exists():
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise BadCheckpoint(_not_found("generation_config.json", path, error)) from None
+    return model
+
+
+def from_config(config, dtype=torch.float32, device="cpu"):
+    """A model of random weights, with attention as `shared_prompt_attention` has it."""
     try:
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype,
-                                                     attn_implementation="shared_prompt")
-        if (folder / "generation_config.json").exists():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(_not_found("model", path, error)) from None
-    return model.eval()
+            return AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation="shared_prompt").eval()
+    except Exception as error:      # an architecture raises what it likes about its attention
+        raise BadCheckpoint(f"a model of type {config.model_type} cannot be built with our "
+                            f"attention: {one_line(error)}") from None
 
 
 def load(path, tokenizer, dtype=torch.float32, device="cpu"):
@@ -219,27 +302,61 @@ def load(path, tokenizer, dtype=torch.float32, device="cpu"):
     it."""
     model = build(path, dtype, device)
     fill(model, read_weights(path))
-    problem = model_problem(model, tokenizer)
+    lm = LM(model, tokenizer, eos_ids(model, tokenizer))
+    problem = model_problem(lm)
     if problem:
         raise BadCheckpoint(f"the model at {path} cannot be used: {problem}")
-    return LM(model, tokenizer, eos_ids(model, tokenizer))
+    return lm
+
+
+def model_problem(lm):
+    """Why our sampler and scorer would not compute what the model does, or None.
+
+    The proof: a few tokens behind two prompts of unequal length, sampled and scored here, against
+    the model's own forward pass in its own attention, each row alone. What only longer texts show
+    is read from the configuration: see `positions`.
+    """
+    model, kind = lm.model, f"a {type(lm.model).__name__}"
+    if model.base_model is model or not hasattr(model, "lm_head"):
+        return f"{kind} does not have its layers in `base_model` and `lm_head`"
+    rows, tokens = model.get_input_embeddings().weight.shape[0], len(lm.tokenizer)
+    if tokens > rows:
+        return f"its vocabulary of {rows} is smaller than the tokenizer's {tokens}"
+    special = {*lm.eos, *lm.tokenizer.all_special_ids}
+    plain = [token for token in range(tokens) if token not in special]
+    ids = [plain[n * len(plain) // 20] for n in range(20)]      # none of them pads
+    try:
+        groups = sample_chunk(LM(model, lm.tokenizer, ()), [ids[:7], ids[7:]],
+                              [[(p, g) for g in range(2)] for p in range(2)], 1.0, 6)
+        gap = proof_gap(model, groups)
+    except Exception as error:      # whatever an architecture that we do not know runs into
+        return f"{kind} does not run through our sampler: {one_line(error)}"
+    limit = 1e-3 if model.dtype == torch.float32 else 0.2
+    if not gap < limit:
+        return (f"the log-probs of {kind} are off by {gap:.3f} nats from its own: something in its "
+                "attention or behind its output layer is not computed here")
+    return None
 
 
 @torch.no_grad()
-def model_problem(model, tokenizer):
-    """Why a loaded model is not one that this file can sample and score, or None."""
-    if model.base_model is model or not hasattr(model, "lm_head"):
-        return f"a {type(model).__name__} does not have its layers in `base_model` and `lm_head`"
-    rows, tokens = model.get_input_embeddings().weight.shape[0], len(tokenizer)
-    if tokens > rows:
-        return f"its vocabulary of {rows} is smaller than the tokenizer's {tokens}"
-    # Some scale or cap the logits after the output layer, where we would not see it.
-    ids_BT = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
-    if not torch.allclose(model.lm_head(hidden_BTD), logits_BTV, equal_nan=True):
-        return f"the logits of a {type(model).__name__} are not the output of its `lm_head`"
-    return None
+def proof_gap(model, groups):
+    """Largest distance, in nats, of sampled and of packed log-probs from the model's own."""
+    logp_BC, _, mask_BC = token_logprobs(model, pack(groups, model.device))
+    rollouts = [rollout for group in groups for rollout in group]
+    sampled = torch.tensor([x for rollout in rollouts for x in rollout.logps], device=model.device)
+    model.set_attn_implementation("eager")
+    try:
+        own = torch.cat([own_logprobs(model, rollout) for rollout in rollouts])
+    finally:
+        model.set_attn_implementation("shared_prompt")
+    return max((own - ours).abs().max().item() for ours in (sampled, logp_BC[mask_BC]))
+
+
+def own_logprobs(model, rollout):
+    """Log-probs (C,) of a completion by the book, in the attention that the model is set to."""
+    ids_T = torch.tensor([rollout.prompt + rollout.ids], device=model.device)
+    logits_CV = model(ids_T, use_cache=False).logits[0, len(rollout.prompt) - 1:-1].float()
+    return torch.log_softmax(logits_CV, -1).gather(-1, ids_T[0, len(rollout.prompt):, None])[:, 0]
 
 
 def eos_ids(model, tokenizer):
@@ -252,23 +369,47 @@ def eos_ids(model, tokenizer):
     return tuple(sorted(found - {None}))
 
 
-def chat_text(tokenizer, messages):
-    """Chat messages and the opening of the assistant's turn, by the tokenizer's template."""
-    # Llama's template inserts today's date unless it is given one.
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
-                                         date_string="01 Jan 2026")
+def chat_text(tokenizer, messages, close=False, add_generation_prompt=True, tools=None):
+    """Chat messages and the opening of the assistant's turn, by the tokenizer's template.
+
+    Args:
+        close: where that opens a tag (see `opened`), close it: the answer itself comes next.
+        tools: in OpenAI's format, for the template to show in its own way.
+    """
+    template = tokenizer.get_chat_template(tools=tools)
+    text = tokenizer.apply_chat_template(
+        messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt,
+        chat_template=ONE_DAY * ("strftime_now" in template) + template, date_string="01 Jan 2026")
+    tag = opened(text).strip()
+    return text + f"\n</{tag[1:]}\n\n" if close and tag else text
 
 
-def encode_chat(tokenizer, messages):
-    """Token ids of chat messages and the opening of the assistant's turn."""
-    # Templates hold their own BOS.
-    return tokenizer.encode(chat_text(tokenizer, messages), add_special_tokens=False)
+def opened(text):
+    """The tag that a rendered chat leaves open for the answer, as those of reasoning models do, or
+    "". It belongs to what the model writes.
+
+    >>> opened("<|assistant|><think>\\n"), opened("<|assistant|><think></think>")
+    ('<think>\\n', '')
+    """
+    return re.search(r"(<(think|thinking|thought|reasoning)>\s*)?$", text)[0]
+
+
+def encode_chat(tokenizer, messages, close=False, tools=None):
+    """Token ids of `chat_text`."""
+    text = chat_text(tokenizer, messages, close, tools=tools)
+    return tokenizer.encode(text, add_special_tokens=False)      # templates hold their own BOS
+
+
+def decode(tokenizer, ids):
+    """Text of token ids, with its special tokens: in some tokenizers our tags are among them."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def choice_ids(tokenizer, messages, choices):
     """Ids of the answers `choices` right after the messages. ValueError unless each is one
     token."""
-    text, context, ids = chat_text(tokenizer, messages), encode_chat(tokenizer, messages), []
+    text, ids = chat_text(tokenizer, messages, close=True), []
+    context = tokenizer.encode(text, add_special_tokens=False)
     for choice in choices:
         longer = tokenizer.encode(text + choice, add_special_tokens=False)
         if longer[:-1] != context:
@@ -283,13 +424,17 @@ def choice_ids(tokenizer, messages, choices):
 
 
 def shared_prompt_attention(module, query, key, value, attention_mask, scaling, layout=None,
-                            **kwargs):
+                            sliding_window=None, **kwargs):
     """transformers' own attention, unless the caller of the model passes a `layout` (GroupCache or
-    Packed), which then attends."""
+    Packed), which then attends.
+
+    Args:
+        sliding_window: a token sees so many back, itself among them; None: all.
+    """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
                                       **kwargs)
-    return layout.attend(module, query, key, value, scaling), None
+    return layout.attend(module, query, key, value, scaling, sliding_window or ALL), None
 
 
 AttentionInterface.register("shared_prompt", shared_prompt_attention)
@@ -306,6 +451,14 @@ def hidden_states(model, layout, ids, positions, cache=None):
     return model.base_model(input_ids=ids, position_ids=positions, attention_mask=nothing,
                             layout=layout, past_key_values=cache,
                             use_cache=cache is not None).last_hidden_state
+
+
+def logits(model, hidden):
+    """Logits from last hidden states. Cohere and Granite scale them behind the output layer."""
+    config = model.config
+    scale = getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1)
+    out = model.lm_head(hidden)
+    return out if scale == 1 else out * scale
 
 
 # ---------------------------------------------------------------------------------------------
@@ -368,16 +521,39 @@ def pick(logits_BV, u_B, temperature):
 
     Inverse transform: the first id whose cumulative probability exceeds u.
     """
-    prob_BV = torch.softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
-    if temperature == 0:
-        ids_B = prob_BV.argmax(-1)
-    else:
-        # In double, u x total stays below the total and no id of probability 0 can be drawn.
-        cdf_BV = prob_BV.cumsum(-1, dtype=torch.float64)
-        ids_B = torch.searchsorted(cdf_BV, u_B[:, None] * cdf_BV[:, -1:], right=True)[:, 0]
-        # Logits that are NaN give an id behind the last: their log-prob tells, not a crash.
-        ids_B = ids_B.clamp(max=prob_BV.shape[-1] - 1)
-    return ids_B, prob_BV.gather(-1, ids_B[:, None])[:, 0].log()
+    logits_BV = logits_BV.float()
+    if temperature not in (0, 1):      # neither needs another pass over a large table
+        logits_BV = logits_BV / temperature
+    prob_BV = torch.softmax(logits_BV, dim=-1)
+    ids_B1 = prob_BV.argmax(-1, keepdim=True) if temperature == 0 else invert(prob_BV, u_B[:, None])
+    return ids_B1[:, 0], prob_BV.gather(-1, ids_B1)[:, 0].log()
+
+
+def invert(weight_BV, u_B1):
+    """(B, 1): the first index whose cumulative weight exceeds u times the total.
+
+    A large table is cut into blocks. Their sums tell in which block that is, and where in it u
+    falls; what is summed one by one is that block alone.
+    """
+    if weight_BV.numel() <= ONE_BY_ONE:
+        return _first_above(weight_BV.cumsum(-1, dtype=torch.float64), u_B1)
+    # A vocabulary is a multiple of some power of 2. Where it is odd, it is a single block.
+    weight_BNK = weight_BV.unflatten(1, (math.gcd(weight_BV.shape[1], 512), -1))
+    sum_BN = weight_BNK.sum(-1)
+    cdf_BN = sum_BN.cumsum(-1, dtype=torch.float64)
+    n_B1 = _first_above(cdf_BN, u_B1)
+    beyond_B1 = (cdf_BN.gather(1, n_B1) - u_B1 * cdf_BN[:, -1:]) / sum_BN.gather(1, n_B1)
+    within_B1 = (1 - beyond_B1).clamp(0, 1 - 2**-53)      # rounding must not lead out of [0, 1)
+    weight_BK = weight_BNK[torch.arange(len(n_B1), device=n_B1.device), n_B1[:, 0]]
+    k_B1 = _first_above(weight_BK.cumsum(-1, dtype=torch.float64), within_B1)
+    return n_B1 * weight_BK.shape[1] + k_B1
+
+
+def _first_above(cdf_BN, u_B1):
+    # In double, u x total stays below the total, and nothing of weight 0 can be found.
+    n_B1 = torch.searchsorted(cdf_BN, u_B1 * cdf_BN[:, -1:], right=True)
+    # NaN leads behind the last: then the log-prob tells, not a crash.
+    return n_B1.clamp(max=cdf_BN.shape[1] - 1)
 
 
 class GroupCache:
@@ -399,7 +575,7 @@ class GroupCache:
         self.bias_PT = torch.zeros_like(gap_PT, dtype=torch.float32).masked_fill(gap_PT, -torch.inf)
         self.own = [tuple(kv.new_empty(len(group_B), kv.shape[1], 0, kv.shape[3]) for kv in layer)
                     for layer in self.prompts]                                   # (B, heads, S, D)
-        self.group_B, self.column = group_B, column
+        self.length_P, self.group_B, self.column = length_P, group_B, column
 
     def repack(self, stay_B, more):
         """Drop rows, and the prompts that no row needs any more; make room for `more` positions."""
@@ -408,7 +584,7 @@ class GroupCache:
         needed, self.group_B = self.group_B[stay_B].unique(return_inverse=True)
         if len(needed) < len(self.bias_PT):
             self.prompts = [tuple(kv[needed] for kv in layer) for layer in self.prompts]
-            self.bias_PT = self.bias_PT[needed]
+            self.bias_PT, self.length_P = self.bias_PT[needed], self.length_P[needed]
         # Row b is cell `cell_B[b]` of a grid of prompts x `width` rows.
         count_P = self.group_B.bincount()
         self.width = int(count_P.max())
@@ -416,20 +592,29 @@ class GroupCache:
         place_B = torch.arange(len(self.group_B), device=first_P.device) - first_P[self.group_B]
         self.cell_B = self.group_B * self.width + place_B
 
-    def own_bias(self):
-        """(S,) to add to the completions' scores: 0 up to `column`, then -inf."""
+    def own_bias(self, window):
+        """(S,) to add to the completions' scores: 0 in the window that ends at `column`, else
+        -inf."""
         column_S = torch.arange(self.own[0][0].shape[2], device=self.column.device)
-        bias_S = torch.zeros_like(column_S, dtype=torch.float32)
-        return bias_S.masked_fill(column_S > self.column, -torch.inf)
+        hidden_S = (column_S > self.column) | (column_S <= self.column - window)
+        return torch.zeros_like(column_S, dtype=torch.float32).masked_fill(hidden_S, -torch.inf)
+
+    def prompt_bias(self, window):
+        """(P, T) to add to the prompts' scores: 0 in the window, -inf before it and in padding."""
+        if window == ALL:
+            return self.bias_PT
+        position_T = torch.arange(self.bias_PT.shape[1], device=self.column.device)
+        first_P1 = (self.length_P + self.column - window + 1)[:, None]
+        return self.bias_PT.masked_fill(position_T < first_P1, -torch.inf)
 
     def update(self, key, value, layer, *args, **kwargs):
         """Store one position of one layer, (B, heads, 1, D); returns the completions so far."""
         keys, values = self.own[layer]
         return keys.index_copy_(2, self.column, key), values.index_copy_(2, self.column, value)
 
-    def attend(self, module, query, key, value, scaling):
+    def attend(self, module, query, key, value, scaling, window):
         """Attention of one new token of every row, (B, 1, heads, D): to its prompt, which is read
-        once for the whole group, and to its own completion.
+        once for the whole group, and to its own completion; `window` positions back.
 
         softmax(scaling [q K_prompt, q K_own]) [V_prompt; V_own]. In letters: K heads of keys, R
         queries for each of them, G rows of a prompt at most.
@@ -441,9 +626,9 @@ class GroupCache:
         B, K, S, D = key.shape
         query = query.view(B, K, -1, D) * scaling
         prompt_key, prompt_value = self.prompts[module.layer_idx]
-        prompt_score = self._grid(query) @ prompt_key.transpose(2, 3) + self.bias_PT[:, None, None]
-        score = self._rows(prompt_score)
-        own_score = query @ key.transpose(2, 3) + self.own_bias()
+        bias_P11T = self.prompt_bias(window)[:, None, None]
+        score = self._rows(self._grid(query) @ prompt_key.transpose(2, 3) + bias_P11T)
+        own_score = query @ key.transpose(2, 3) + self.own_bias(window)
         weight = torch.cat((score, own_score), -1).softmax(-1, dtype=torch.float32).to(value.dtype)
         weight, own_weight = weight.tensor_split((score.shape[-1],), -1)
         out = self._rows(self._grid(weight) @ prompt_value) + own_weight @ value
@@ -476,7 +661,8 @@ class Decoder:
         # Padded on the right, where causal attention never looks.
         ids_PT = pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True).to(device)
         length_P = torch.tensor([len(ids) for ids in prompts], device=device)
-        out = lm.model.base_model(input_ids=ids_PT, use_cache=True)
+        # A cache made by the model itself would forget what is behind a sliding window.
+        out = lm.model.base_model(input_ids=ids_PT, use_cache=True, past_key_values=DynamicCache())
         last_PD = out.last_hidden_state[torch.arange(len(prompts), device=device), length_P - 1]
         group_B = torch.arange(len(prompts), device=device).repeat_interleave(B // len(prompts))
         self.eos = torch.tensor(lm.eos, device=device)
@@ -488,7 +674,7 @@ class Decoder:
         self.ended_B = torch.zeros_like(group_B, dtype=torch.bool)
         self.length_B = length_P[group_B]
         self.cache = GroupCache(out.past_key_values, length_P, group_B, self.t)
-        self._pick(lm.model.lm_head(last_PD)[group_B])
+        self._pick(logits(lm.model, last_PD)[group_B])
 
     def _pick(self, logits_BV):
         u_B = self.u_BT[self.live, self.t]
@@ -503,7 +689,7 @@ class Decoder:
         hidden_B1D = hidden_states(self.lm.model, self.cache, self.last_B[:, None],
                                     (self.length_B + self.t)[:, None], self.cache)
         self.t += 1
-        self._pick(self.lm.model.lm_head(hidden_B1D[:, 0]))
+        self._pick(logits(self.lm.model, hidden_B1D[:, 0]))
 
     def stretch(self, steps):
         """Drop the rows that have ended, then take at most `steps` steps."""
@@ -553,7 +739,7 @@ def sample_chunk(lm, prompts, keys, temperature, max_tokens):
     count_B = torch.where(finished_B, eos_BT.int().argmax(1) + 1, max_tokens)
     rows = zip(decoder.ids_BT.tolist(), decoder.logp_BT.tolist(), count_B.tolist(),
                finished_B.tolist())
-    groups = [[_rollout(lm, prompt, *next(rows)) for _ in group]
+    groups = [[make_rollout(lm, prompt, *next(rows)) for _ in group]
               for prompt, group in zip(prompts, keys)]
     bad = [rollout for group in groups for rollout in group
            if not all(map(math.isfinite, rollout.logps))]
@@ -562,8 +748,11 @@ def sample_chunk(lm, prompts, keys, temperature, max_tokens):
     return groups
 
 
-def _rollout(lm, prompt, ids, logps, count, finished):
-    text = lm.tokenizer.decode(ids[:count], skip_special_tokens=True)
+def make_rollout(lm, prompt, ids, logps, count, finished):
+    """The Rollout in the first `count` of the drawn ids."""
+    unsaid = {*lm.eos, lm.tokenizer.bos_token_id, lm.tokenizer.pad_token_id}
+    said = [token for token in ids[:count] if token not in unsaid]
+    text = opened(decode(lm.tokenizer, prompt[-16:])) + decode(lm.tokenizer, said)
     return Rollout(prompt, ids[:count], text, finished, logps[:count])
 
 
@@ -595,7 +784,7 @@ def choose(lm, prompts, ids, rows):
                                                  batch_first=True).to(lm.model.device)
         last_B = torch.tensor([len(row) - 1 for row in chunk])
         hidden = lm.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-        logits_BV = lm.model.lm_head(hidden[torch.arange(len(chunk)), last_B])
+        logits_BV = logits(lm.model, hidden[torch.arange(len(chunk)), last_B])
         if not torch.isfinite(logits_BV[:, ids]).all():
             raise NonFinite("a logit of the judge", [])
         return logits_BV[:, ids].argmax(-1).tolist()
@@ -618,14 +807,45 @@ class Packed(NamedTuple):
 
     ids_N: torch.Tensor
     position_N: torch.Tensor
+    lengths: list                # of the texts in N, prompts and completions
+    sees: list                   # the numbers of the texts that each sees: its prompt, then itself
     prompt_PT: torch.Tensor      # where in N the tokens of the prompts are, -1 behind their ends
     own_BC: torch.Tensor         # likewise, of the completions
     group_B: torch.Tensor        # the prompt of each completion
     seen_BCS: torch.Tensor       # which of its prompt's T and its own C tokens a token sees
     home_N: torch.Tensor         # where in (P x T) + (B x C) each token is
 
-    def attend(self, module, query, key, value, scaling):
-        """Attention, (1, N, heads, D): a prompt sees itself, a completion its prompt and itself."""
+    def attend(self, module, query, key, value, scaling, window):
+        """Attention, (1, N, heads, D): a prompt sees itself, a completion its prompt and itself;
+        `window` positions back."""
+        # A GPU has fast kernels for it, and wants few of them. On a CPU they take three times as
+        # long as plain products, most of it in backward.
+        attend = self._attend_in_rows if query.is_cuda else self._attend_by_text
+        return attend(module, query, key, value, scaling, window)
+
+    def _attend_by_text(self, module, query, key, value, scaling, window):
+        """softmax(scaling q K) V, one text after the other, without padding.
+
+        In letters: K heads of keys, R queries for each of them, L tokens of a text, S that it sees,
+        the last L of which are its own.
+        """
+        K, R = key.shape[1], query.shape[1] // key.shape[1]
+        queries, keys, values = (
+            [text.flatten(1, 2) for text in x[0].unflatten(0, (K, -1)).split(self.lengths, 2)]
+            for x in (query, key, value))                                    # (K, R x L or L, D)
+        out = []
+        for n, seen in enumerate(self.sees):
+            key, value = (torch.cat([x[i] for i in seen], 1) for x in (keys, values))
+            L, S = self.lengths[n], key.shape[1]
+            never = query.new_full((L, S), -torch.inf)
+            hidden = never.triu(S - L + 1) + never.tril(S - L - window)      # to come; too far back
+            # In bf16 as in the sampler: softmax itself computes in fp32.
+            weight = torch.baddbmm(hidden.repeat(R, 1), queries[n], key.mT, alpha=scaling)
+            out.append((weight.softmax(-1) @ value).view(K * R, L, -1))
+        return torch.cat(out, 1).transpose(0, 1)[None]
+
+    def _attend_in_rows(self, module, query, key, value, scaling, window):
+        """The same with scaled_dot_product_attention, in padded rows."""
         # index_select throughout: the backward pass of x[index] takes twice as long.
         def rows(x_1HND, where):
             found = x_1HND[0].transpose(0, 1).index_select(0, where.clamp(min=0).flatten())
@@ -634,18 +854,33 @@ class Packed(NamedTuple):
         prompt = [rows(x, self.prompt_PT) for x in (query, key, value)]
         own = [rows(x, self.own_BC) for x in (query, key, value)]
         seen = [torch.cat((prompt[i].index_select(0, self.group_B), own[i]), 2) for i in (1, 2)]
-        out_PTHD, _ = sdpa_attention_forward(module, *prompt, None, scaling=scaling)
-        out_BCHD, _ = sdpa_attention_forward(module, own[0], *seen, self.seen_BCS[:, None],
+        prompt_mask, own_mask = self.masks(window)
+        out_PTHD, _ = sdpa_attention_forward(module, *prompt, prompt_mask, scaling=scaling)
+        out_BCHD, _ = sdpa_attention_forward(module, own[0], *seen, own_mask[:, None],
                                              scaling=scaling)
         out = torch.cat((out_PTHD.flatten(0, 1), out_BCHD.flatten(0, 1)))
         return out.index_select(0, self.home_N)[None]
 
+    def masks(self, window):
+        """What prompts (T, T) and completions (B, C, S) see; None is all that came before."""
+        if window == ALL:
+            return None, self.seen_BCS
+        place_T, place_C = (torch.arange(x.shape[1], device=x.device)
+                            for x in (self.prompt_PT, self.own_BC))
+        own_BC = (self.prompt_PT >= 0).sum(1)[self.group_B][:, None] + place_C
+        seen_BS = torch.cat((place_T.expand(len(own_BC), -1), own_BC), 1)
+        back_TT = place_T[:, None] - place_T
+        back_BCS = own_BC[:, :, None] - seen_BS[:, None]
+        return (back_TT >= 0) & (back_TT < window), self.seen_BCS & (back_BCS < window)
+
 
 def pack(groups, device):
     """Packed, from lists of Rollouts; those of a list share their prompt."""
-    ids, position, prompts, own, group_of = [], [], [], [], []
+    ids, position, lengths, sees, prompts, own, group_of = [], [], [], [], [], [], []
     for g, group in enumerate(groups):
-        length = len(group[0].prompt)
+        length, first = len(group[0].prompt), len(lengths)
+        lengths += [length] + [len(rollout.ids) for rollout in group]
+        sees += [[first]] + [[first, n] for n in range(first + 1, len(lengths))]
         prompts.append(torch.arange(length) + len(ids))
         ids += group[0].prompt
         position += range(length)
@@ -663,8 +898,8 @@ def pack(groups, device):
     place = torch.cat((prompt_PT.flatten(), own_BC.flatten()))
     home_N = torch.empty(len(ids), dtype=torch.long)
     home_N[place[place >= 0]] = (place >= 0).nonzero()[:, 0]
-    return Packed(*(x.to(device) for x in (torch.tensor(ids), torch.tensor(position), prompt_PT,
-                                           own_BC, group_B, seen_BCS, home_N)))
+    return Packed(torch.tensor(ids, device=device), torch.tensor(position, device=device), lengths,
+                  sees, *(x.to(device) for x in (prompt_PT, own_BC, group_B, seen_BCS, home_N)))
 
 
 def token_logprobs(model, packed, temperature=1.0, tokens=None):
@@ -700,7 +935,7 @@ def token_logprobs(model, packed, temperature=1.0, tokens=None):
     target_M = packed.ids_N[packed.own_BC[mask_BC]]
     # Blocks keep the fp32 logits within LOGITS_AT_ONCE elements each.
     blocks = -(-(tokens or len(target_M)) * model.config.vocab_size // LOGITS_AT_ONCE)
-    parts = [checkpoint(_block_logprobs, model.lm_head, hidden, target, temperature,
+    parts = [checkpoint(_block_logprobs, model, hidden, target, temperature,
                         use_reentrant=False)
              for hidden, target in zip(hidden_MD.tensor_split(blocks),
                                        target_M.tensor_split(blocks))]
@@ -710,12 +945,15 @@ def token_logprobs(model, packed, temperature=1.0, tokens=None):
     return logp_BC, entropy_BC, mask_BC
 
 
-def _block_logprobs(lm_head, hidden_MD, target_M, temperature):
+def _block_logprobs(model, hidden_MD, target_M, temperature):
     """(log-probs of the targets, entropies), (M,) each."""
-    logits_MV = lm_head(hidden_MD).float()
+    logits_MV = logits(model, hidden_MD).float()
     if temperature != 1:      # the usual 1 is spared a pass over the largest tensor there is
         logits_MV = logits_MV / temperature
     logp_MV = torch.log_softmax(logits_MV, dim=-1)
+    del logits_MV             # as large as the log-probs
+    logp_M = logp_MV.gather(-1, target_M[:, None])[:, 0]
+    # Last, since backward computes the block again as far as it has a gradient.
     with torch.no_grad():
-        entropy_M = -torch.linalg.vecdot(logp_MV.exp(), logp_MV)
-    return logp_MV.gather(-1, target_M[:, None])[:, 0], entropy_M
+        entropy_M = -logp_MV.exp().mul_(logp_MV).sum(-1)
+    return logp_M, entropy_M

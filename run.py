@@ -5,7 +5,6 @@ and logged about it.
 has it. Import this file before torch.
 """
 import ctypes
-import math
 import os
 import resource
 import select
@@ -41,7 +40,7 @@ import report
 import tiny
 from cli import Refused
 from config import record
-from disk import Directory, write_json
+from disk import MEND, Directory, write_json
 
 SLICE = 16           # chunks of the sampler in a slice of a pool: what a kill loses at most, and
                      # how many ranks can share one
@@ -74,8 +73,8 @@ class Run:
         self.config, self.files, self.tokenizer, self.score_ids = (
             config, files, tokenizer, score_ids)
         dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
+        self.actor = lms.load(config.base, tokenizer, dtype, device)      # and proved
         self.engine = engine.Engine(lms.build(config.base, dtype, device), config)
-        self.actor = lms.load(config.base, tokenizer, dtype, device)
         self.frozen = lms.load(config.base, tokenizer, dtype, device)
         self.iteration = self.phase = self.step = None
         self.total = 0                        # training steps of the phase
@@ -118,9 +117,9 @@ class Run:
         """The same for random.Random."""
         return " ".join(map(str, self.key(purpose)))
 
-    def encode(self, chat):
-        """Token ids of chat messages."""
-        return lms.encode_chat(self.tokenizer, chat)
+    def encode(self, chat, close=False):
+        """Token ids of chat messages, as for model.encode_chat."""
+        return lms.encode_chat(self.tokenizer, chat, close)
 
     def fits(self, chat):
         """Are the messages short enough to be a prompt?"""
@@ -313,6 +312,9 @@ def step_problems(reward_PG, metrics):
         found["dead"] = "every group is dead, nothing was learned: " + ", ".join(
             f"{count} of {len(reward_PG)} groups have only the reward {value}"
             for value, count in values.most_common())
+        if metrics["reward_format"] == 0:
+            found["dead"] += (". The model never keeps to the format: give it a cold start first "
+                              "(coldstart.py)")
     if distinct < COLLAPSED:
         found["collapse"] = (f"only {100 * distinct:.0f} % of the {reward_PG.numel()} questions "
                              "differ: the Generator is collapsing, see samples.jsonl")
@@ -359,8 +361,8 @@ def start(config, story):
             run = Run(config, files, tokenizer, score_ids, device)
         except lms.BadCheckpoint as error:
             raise Refused(f"--model {config.model}: {error}") from None
-        if told:
-            run.say(told)
+        for line in filter(None, (told, lms.turn_problem(tokenizer, run.actor.eos))):
+            run.say(line)
         with unharmed(run):
             story(run)
     if files.rank == 0:
@@ -370,7 +372,7 @@ def start(config, story):
 def read_model(config):
     """(tokenizer, ids of the judge's scores, shape of the model), once they are known to serve."""
     try:
-        tokenizer = lms.load_tokenizer(config.base)
+        tokenizer = lms.load_tokenizer(config.base, generator.TAGS)
         score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(tiny.heldout(1)[0]),
                                    curriculum.SCORES)
         shape = lms.read_config(config.base)
@@ -379,7 +381,7 @@ def read_model(config):
         if longest > config.max_prompt:
             raise ValueError(f"--max_prompt is {config.max_prompt}, and the Generator's longest "
                              f"prompt takes {longest} tokens")
-        room = getattr(shape, "max_position_embeddings", math.inf)
+        room = lms.positions(shape)
         if config.max_prompt + max(config.max_completion, config.max_verify) > room:
             raise ValueError(f"it has {room} positions, and --max_prompt and --max_completion or "
                              "--max_verify add up to more")
@@ -414,28 +416,13 @@ def see_lock(path, holder):
                       f"{socket.gethostname()} does not see it")
 
 
-def on_rank0(work):
-    """Result of work() on rank 0, on every rank; what rank 0 refuses is refused on all."""
-    outcome = [None, None]
-    if lms.rank_and_world()[0] == 0:
-        try:
-            outcome[0] = work()
-        except (Refused, OSError) as problem:
-            outcome[1] = str(problem)
-    if lms.rank_and_world()[1] > 1:
-        dist.broadcast_object_list(outcome)
-    if outcome[1]:
-        raise Refused(outcome[1])
-    return outcome[0]
-
-
 def on_every_rank(work):
     """Result of work() on this rank, once it has succeeded on all; what one refuses, all refuse."""
     result, problem = None, None
     try:
         result = work()
-    except Refused as refused:
-        problem = str(refused)
+    except (Refused, OSError) as error:
+        problem = str(error)
     problems = [problem]
     if lms.rank_and_world()[1] > 1:
         problems = [None] * lms.rank_and_world()[1]
@@ -443,6 +430,14 @@ def on_every_rank(work):
     for problem in filter(None, problems):
         raise Refused(problem)
     return result
+
+
+def on_rank0(work):
+    """Result of work() on rank 0, on every rank; what it refuses there is refused on all."""
+    outcome = [on_every_rank(work if lms.rank_and_world()[0] == 0 else lambda: None)]
+    if lms.rank_and_world()[1] > 1:
+        dist.broadcast_object_list(outcome)
+    return outcome[0]
 
 
 def summarise(config, files):
@@ -480,7 +475,7 @@ def unharmed(run):
              f"{files.rank}: the samples are in {files.path / name}. Nothing was learned from "
              "them.")
     except lms.BadCheckpoint as error:
-        raise Refused(f"{error}: put back a copy, or give another --run_dir") from None
+        raise Refused(f"{error}{MEND}") from None
     except OSError as error:
         fail(f"{error.filename or files.path} cannot be read or written: "
              f"{error.strerror or error}. {again}")

@@ -182,7 +182,7 @@ def judge(run, candidates):
     scores = [None] * len(candidates)
     if run.config.no_judge:
         return scores
-    prompts = {n: run.encode(curriculum.judge_prompt(candidate.task))
+    prompts = {n: run.encode(curriculum.judge_prompt(candidate.task), close=True)
                for n, candidate in enumerate(candidates) if candidate.task}
     prompts = {n: ids for n, ids in prompts.items() if len(ids) <= run.config.max_prompt}
     with run.timed("probing"):

@@ -1,5 +1,5 @@
-"""The embedded base model: a Qwen2-architecture LM of 0.8 million parameters, and the little world
-that it was pretrained on.
+"""The embedded base model: a small LM of Qwen2's architecture, and the little world that it was
+pretrained on.
 
 It stands in for a weak instruction-tuned LLM. Through exactly the prompts that a large model gets
 it speaks all three roles (Generator, Solver, judge). It knows how to do the job, and mostly does
@@ -27,6 +27,7 @@ import coldstart
 import curriculum
 import generator
 import model as lms
+import serving
 import solver
 from verify import Task
 
@@ -372,7 +373,7 @@ def main():
     tokenizer = build_tokenizer()
     lm = lms.LM(build_model(tokenizer), tokenizer, (tokenizer.eos_token_id,))
     train(lm, False, SKILL_STEPS, 3e-3)
-    train(lm, True, HABIT_STEPS, 1e-3).export(PATH)
+    serving.write_checkpoint(PATH, lm, train(lm, True, HABIT_STEPS, 1e-3).masters)
     print(f"wrote {PATH}: {sum(p.numel() for p in lm.model.parameters()):,} parameters, "
           f"{len(tokenizer)} tokens")
 

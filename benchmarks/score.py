@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import solver
 from benchmarks.gold import loosen_call
-from verify import MAX_QUESTION, Calls, calls_equal, last_block, normalise_text
+from verify import MAX_QUESTION, Calls, after_think, calls_equal, last_block, normalise_text
 
 KINDS = {"format": ("no block", "block not closed", "unparsable"),
          "structural": ("malformed call", "missing call", "extra call", "wrong name",
@@ -34,26 +34,34 @@ NGRAM = 8                     # words
 # One answer
 
 
-def error_of(text, gold, loosened=False):
+def read(text):
+    """(verify.Calls, None) of a Solver's answer, or (None, kind of a format error)."""
+    calls = solver.read(text)
+    if calls is not None:
+        return calls, None
+    if last_block(text, "tool_call_answer") is not None:
+        return None, "unparsable"
+    opened = "<tool_call_answer>" in after_think(text)
+    return None, "block not closed" if opened else "no block"
+
+
+def error_of(text, gold, loosened=False, read=read):
     """None if the answer is right, else (class, kind).
 
     An answer without a block is right where there is nothing to call.
 
     Args:
         loosened: whether to compare as gold that others wrote needs it: `gold.loosen_call`.
+        read: this file's, or one of native.py's.
 
     >>> error_of('<tool_call_answer>[{"name": "f", "arguments": {"x": 2}}]</tool_call_answer>',
     ...          [{"name": "f", "arguments": {"x": 1}}])
     ('semantic', 'wrong value')
     """
-    calls = solver.read(text)
+    calls, fault = read(text)
     if calls is not None:
         return calls_error(calls, gold, loosened)
-    if last_block(text, "tool_call_answer") is not None:
-        return "format", "unparsable"
-    if "<tool_call_answer>" in text:
-        return "format", "block not closed"
-    return ("format", "no block") if gold else None
+    return ("format", fault) if gold or fault != "no block" else None
 
 
 def error_class(text, gold):
@@ -88,30 +96,30 @@ class Verdict(NamedTuple):
     error: tuple | None          # (class, kind); None: right
     loose_error: tuple | None    # the same with unknowable credentials ignored
     calls: list | None           # as parsed; None if nothing parses, or it was never asked
-    counts: tuple                # of `hammer_counts`
 
 
-def judge(row, text, problem=None):
+def judge(row, text, problem=None, read=read):
     """Verdict on an answer.
 
     Args:
         row: loaders.Row.
         text: the completion; None if the row was not asked.
         problem: why it was not asked: a kind of KINDS["not asked"].
+        read: as in `error_of`.
     """
     if text is None:
         error = "not asked", problem
-        return Verdict(error, error, None, hammer_counts(None, row.task.answer))
-    calls = solver.read(text)
+        return Verdict(error, error, None)
+    calls, _ = read(text)
     gold = row.gold(calls.calls if calls else [])
-    error = loose = error_of(text, gold, not row.ours)
+    error = loose = error_of(text, gold, not row.ours, read)
     if error is None and calls is None:
         calls = Calls([])                  # rightly declined, without a block
     hidden = unknowable(row.task)
     if error and calls and hidden:
         rest = calls._replace(calls=without(calls.calls, hidden))
         loose = calls_error(rest, without(gold, hidden), not row.ours)
-    return Verdict(error, loose, calls and calls.calls, hammer_counts(calls, gold))
+    return Verdict(error, loose, calls and calls.calls)
 
 
 _CREDENTIAL = re.compile(r"((api|access|app|auth|client|private|secret)(key|id|token|code)"
@@ -147,40 +155,8 @@ def without(calls, pairs):
                            if (call["name"], name) not in pairs}} for call in calls]
 
 
-def hammer_counts(calls, gold):
-    """Counts for the F1 of function names and of parameters, as Hammer's evaluation makes them.
-
-    A predicted name is right if a gold call has it. A parameter is right if the gold call of that
-    name that agrees most has it, with a value that is the same when written out (`str`); empty
-    values are skipped. An answer that does not parse counts as one predicted call.
-
-    Args:
-        calls: verify.Calls, or None.
-        gold: list of calls.
-
-    Returns:
-        (right, predicted, gold) names, then the same of parameters: six numbers.
-    """
-    predicted = calls.calls if calls else []
-    names = {call["name"] for call in gold}
-    right = sum(max((len(parameters(call) & parameters(g)) for g in gold
-                     if g["name"] == call["name"]), default=0) for call in predicted)
-    return (sum(call["name"] in names for call in predicted),
-            len(predicted) + calls.malformed if calls else 1, len(gold),
-            right, sum(map(len, map(parameters, predicted))), sum(map(len, map(parameters, gold))))
-
-
-def parameters(call):
-    return {(name, str(value)) for name, value in call["arguments"].items() if value != ""}
-
-
 # ---------------------------------------------------------------------------------------------
 # Many answers
-
-
-def f1(right, predicted, gold):
-    """F1 from counts; 1 where there is nothing to find and nothing was claimed."""
-    return 2 * right / (predicted + gold) if predicted + gold else 1.0
 
 
 def wilson(right, n):

@@ -81,7 +81,8 @@ def respellings(gold, accepted, rng):
     for kind, pick in (("last accepted values", -1), ("optional arguments given", 0)):
         calls = copy.deepcopy(gold)
         for key, choices in accepted[n]["arguments"].items():
-            plain = [accepted_values.plain(choice) for choice in choices if choice not in ("", None)]
+            plain = [accepted_values.plain(choice) for choice in choices
+                     if choice not in ("", None)]
             if plain and (pick == -1 or None in choices):
                 calls[n]["arguments"][key] = plain[pick]
         if calls != gold:

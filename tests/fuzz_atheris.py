@@ -54,7 +54,8 @@ FRAGMENTS = [
     "\ufdfa", "\u1369\u136a\u136b\u136c", "\u0661\u0662\u0663\u0664", "\u4e2d", "\U0001f600",
     "\u0130", "\xdf", "\u2460",
     "What is ", "define", "...", "the user's question", solver.SYSTEM, generator.SYSTEM, QUESTION,
-    "0", "7", "a", "z"]
+    "0", "7", "a", "z", '"inputSchema":', '"enum":["Oslo"]', '"minimum":4', '{"id":"c-9",',
+    '"input":{}', " -5 ", "12.50", "minus "]
 
 
 def check(text):
@@ -62,6 +63,8 @@ def check(text):
     reached = check_json(text) | check_solver(text) | check_generator(text)
     stripped = verify.strip_fence(text)
     assert len(stripped) <= len(text)
+    assert text.endswith(verify.after_think(text))
+    assert all(number.is_finite() for number in verify.numbers_in(text))
     for tag in generator.TAGS:
         block = verify.last_block(text, tag)
         assert block is None or block in text

@@ -27,7 +27,8 @@ def main():
                  "--max_completion", "24", "--max_verify", "24", "--heldout_tasks", "2",
                  "--learning_rate", "1e-3"]
     config, _ = parse(arguments)
-    selfplay.start(config, selfplay.self_play)      # all phases; no task survives, so the Solver stays as it is
+    # All phases; no task survives, so the Solver stays as it is.
+    selfplay.start(config, selfplay.self_play)
 
     run = runs.Run(config, Directory(run_dir), lms.load_tokenizer(model), [0] * 5,
                    torch.device("cpu"))

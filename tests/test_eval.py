@@ -12,6 +12,7 @@ from hypothesis import given, strategies as st
 
 import eval as evaluation
 import fixtures
+import model as lms
 import tiny
 import verify
 from benchmarks import gold, loaders, results, score
@@ -142,15 +143,6 @@ def test_unknowable_credentials(tmp_path):
     assert score.judge(row, text([call("rates", base="EUR")])).loose_error is not None
 
 
-def test_hammers_counts():
-    calls = verify.Calls([call("f", a=1, b="x"), call("h", a=1)], malformed=1)
-    # Names: f is right, of f, h and the malformed one. Parameters: f's a is right, of a, b, a.
-    wanted = [call("f", a="1", b="y", c=""), call("g")]
-    assert score.hammer_counts(calls, wanted) == (1, 3, 2, 1, 3, 2)
-    assert score.hammer_counts(None, [call("f", a=1)]) == (0, 1, 1, 0, 0, 1)
-    assert score.f1(1, 3, 2) == pytest.approx(0.4) and score.f1(0, 0, 0) == 1
-
-
 # Many answers
 
 
@@ -242,7 +234,7 @@ def test_result_files(out, data):
     assert [row["text"] for row in rows[3:]] == [None, None]
     assert all(row["verdict"] == "wrong" for row in rows)
     rows, loaded = read(out / "tiny.jsonl"), loaders.load("tiny", data, 12)
-    assert len({row["prompt_hash"] for row in rows}) == 12
+    assert len({row["task_hash"] for row in rows}) == 12
     for row, source in zip(rows, loaded):
         assert row["error"] == score.error_class(row["text"], source.task.answer)
         assert (row["verdict"] == "right") == (row["error"] is None)
@@ -269,7 +261,7 @@ def test_scoring_again_needs_no_model(out, tmp_path, capsys):
     fixtures.write_lines(tmp_path / "b/toolalpaca.jsonl", rows)
     evaluation.main(["--score", str(tmp_path / "b")])
     assert "toolalpaca: 60.0 % of 5 right" in capsys.readouterr().out
-    rows[0]["prompt_hash"] = "0"
+    rows[0]["task_hash"] = "0"
     fixtures.write_lines(tmp_path / "b/toolalpaca.jsonl", rows)
     message = refused(["--score", str(tmp_path / "b")], capsys)
     assert "no answer to toolalpaca_0 as it is asked now" in message
@@ -292,9 +284,9 @@ def test_compare(tmp_path, capsys):
     for name, verdicts in right.items():
         (tmp_path / name).mkdir()
         fixtures.write_lines(tmp_path / name / "snips.jsonl", [
-            {"id": f"r{i}", "prompt_hash": str(i), "text": "",
+            {"id": f"r{i}", "task_hash": str(i), "text": "",
              "verdict": "right" if v == "1" else "wrong"}
-            for i, v in enumerate(verdicts)] + [{"id": name, "prompt_hash": "", "text": "",
+            for i, v in enumerate(verdicts)] + [{"id": name, "task_hash": "", "text": "",
                                                  "verdict": "right"}])
     evaluation.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
     lines = capsys.readouterr().out.splitlines()
@@ -304,7 +296,7 @@ def test_compare(tmp_path, capsys):
     assert lines[2].startswith("    only B right, 6 rows: r3, r4")
     assert lines[3] == "    2 rows stand in one of the two only: left out"
     fixtures.write_lines(tmp_path / "b/snips.jsonl",
-                         [{"id": "r0", "prompt_hash": "9", "text": "", "verdict": "right"}])
+                         [{"id": "r0", "task_hash": "9", "text": "", "verdict": "right"}])
     message = refused(["--compare", str(tmp_path / "a"), str(tmp_path / "b")], capsys)
     assert "not asked the same: r0" in message
 
@@ -362,6 +354,76 @@ def test_ask(tmp_path, capsys):
         ["--tools", str(tmp_path / "tools.json"), "--ask", "x"], capsys)
 
 
+TOOLS = ["--tools", str(ROOT / "example_tools.json"), "--max_completion", "96"]
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """Makes the model say given texts, one for each question."""
+    def speak(*texts):
+        monkeypatch.setattr(evaluation, "load_model",
+                            lambda path, device: lms.LM(None, None, ()))
+        monkeypatch.setattr(evaluation, "answer", lambda lm, label, rows, args: (
+            texts, [None if text else "prompt too long" for text in texts]))
+    return speak
+
+
+def test_several_questions_from_the_command_line_a_file_and_standard_input(
+        tmp_path, monkeypatch, capsys):
+    (tmp_path / "questions.txt").write_text("Find a quiz in \u00c5s.\n\n  Stop.  \r\n",
+                                            encoding="utf-8-sig")
+    arguments = [*TOOLS, "--json", "--ask", "@1", "--ask", "Two?"]
+    evaluation.main([*arguments, "--questions", str(tmp_path / "questions.txt")])
+    from_file = capsys.readouterr().out
+    assert [json.loads(line)["question"] for line in from_file.splitlines()] == [
+        "@1", "Two?", "Find a quiz in \u00c5s.", "Stop."]
+    assert "\u00c5s." in from_file
+    monkeypatch.setattr("sys.stdin", (tmp_path / "questions.txt").open(encoding="utf-8-sig"))
+    evaluation.main([*arguments, "--questions", "-"])
+    assert capsys.readouterr().out == from_file
+
+
+RIGHT = call("track_tutor", code="\u00c5-1", origin="S\u00e3o")
+ANSWERS = [   # what the model says; thought, calls, and problems as --json gives them
+    ("<think>Track it.</think>" + text([RIGHT]), "Track it.", [RIGHT], []),
+    (text([call("fly"), RIGHT, call("track_tutor", code="A")]), None,
+     [call("fly"), RIGHT, call("track_tutor", code="A")],
+     ["call 1: unknown tool", "call 3: required missing"]),
+    (text([RIGHT, 7]), None, [RIGHT], ["elements that are no calls: 1"]),
+    (text([]), None, [], ["no call"]),
+    ("<think>Hm.</think>I cannot.", "Hm.", None, ["no calls can be read: no block"]),
+    ("<tool_call_answer>[", None, None, ["no calls can be read: block not closed"]),
+    (None, None, None, ["no calls can be read: prompt too long"])]
+
+
+def test_answers_as_json_say_what_is_wrong_with_them(says, capsys):
+    says(*[answer for answer, *_ in ANSWERS])
+    evaluation.main([*TOOLS, "--json", *["--ask", "Q"] * len(ANSWERS)])
+    rows = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert rows == [{"question": "Q", "thinking": thought, "calls": calls, "problems": problems}
+                    for _, thought, calls, problems in ANSWERS]
+
+
+def test_answers_for_people_say_it_beneath_the_call(says, capsys):
+    says(ANSWERS[1][0])
+    evaluation.main([*TOOLS, "--ask", "Q"])
+    assert capsys.readouterr().out.splitlines() == [
+        "(no reasoning)", "", '{"name": "fly", "arguments": {}}', "  ! unknown tool",
+        '{"name": "track_tutor", "arguments": {"code": "\u00c5-1", "origin": "S\u00e3o"}}',
+        '{"name": "track_tutor", "arguments": {"code": "A"}}', "  ! required missing"]
+    says(ANSWERS[0][0], ANSWERS[4][0])
+    evaluation.main([*TOOLS, "--ask", "Q", "--ask", "R"])
+    assert capsys.readouterr().out.splitlines() == [
+        "", "> Q", "Track it.", "",
+        '{"name": "track_tutor", "arguments": {"code": "\u00c5-1", "origin": "S\u00e3o"}}',
+        "", "> R", "<think>Hm.</think>I cannot.", "  ! no calls can be read: no block"]
+
+
+def test_standard_input_is_no_ones_among_several_ranks(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "give a file" in refused([*TOOLS, "--questions", "-"], capsys)
+
+
 def refused(arguments, capsys):
     """The one line that a bad command prints."""
     with pytest.raises(SystemExit) as stop:
@@ -376,7 +438,9 @@ def refused(arguments, capsys):
     (["--benchmarks", "snips", "--data", "/nowhere"], "/nowhere/snips"),
     (["--limit", "0"], "--limit"), (["--rows", "many"], "many"), (["--nonsense"], "--nonsense"),
     (["--model", "/nowhere"], "/nowhere"), (["--score", "/nowhere"], "/nowhere"),
-    (["--ask", "x"], "--tools"),
+    (["--ask", "x"], "--tools"), (["--tools", "x"], "--ask"), (["--json"], "--json"),
+    ([*TOOLS, "--questions", "/nowhere"], "/nowhere"),
+    ([*TOOLS, "--questions", "/dev/null"], "no question"),
     (["--compare", "/nowhere", "/nowhere"], "/nowhere"), (["--overlap", "/nowhere"], "/nowhere"),
     (["--cross_play", "/nowhere"], "/nowhere"), (["--tools", "/nowhere", "--ask", "x"], "/nowhere"),
     (["--max_completion", "5000"], "5000"), (["--out", "/dev/null/x"], "/dev/null")])

@@ -36,10 +36,11 @@ arguments = st.dictionaries(keys, values, max_size=3)
 near = st.dictionaries(st.sampled_from(["city", "city", "people", "day", "day"]),
                        st.sampled_from(["Oslo", "Oslo", 3, "Rome", ["Oslo"], None]), max_size=2)
 calls = st.one_of(
-    st.just(GOLD[0]), st.fixed_dictionaries({"name": st.sampled_from(["book_train"] * 3 + ["f"]),
-                                             "arguments": near}),
-                                             st.fixed_dictionaries({"name": names,
-                                                                    "arguments": arguments}),
+    st.just(GOLD[0]), st.sampled_from([{"name": "book_train", "arguments": {"city": None}},
+                                       {"name": "book_train", "arguments": {"city": True}}]),
+    st.fixed_dictionaries({"name": st.sampled_from(["book_train"] * 3 + ["f"]),
+                           "arguments": near}),
+    st.fixed_dictionaries({"name": names, "arguments": arguments}),
     st.fixed_dictionaries({"tool_name": names},
                           optional={"arguments": arguments.map(json.dumps), "x": values}),
     st.builds(lambda call: {"function": call},
@@ -119,8 +120,8 @@ def fuzz(examples, mutants, fixed):
 
 OUTCOMES = {"json", "calls", "malformed", "tools", "answer", "right", "task", "sound",
             "gold_malformed", "unknown_tool",
-            "required_missing", "unknown_argument", "tool_undescribed", "question_placeholder",
-            "not_grounded"}
+            "required_missing", "required_null", "value_wrong_type", "unknown_argument",
+            "tool_undescribed", "question_placeholder", "not_grounded"}
 
 
 def test_twenty_thousand_hostile_strings():

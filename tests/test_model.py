@@ -1,7 +1,9 @@
 """The sampler against transformers' own generate, the softmax, and the trainer's scorer."""
 import json
 import math
+import shutil
 import sys
+import textwrap
 from collections import Counter
 
 import numpy as np
@@ -12,7 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import model as lms
 import solver
 import tiny
-from conftest import ROOT, free_port, start
+from conftest import ROOT, call, free_port, start
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +158,29 @@ def test_grouped_queries_sample_and_score_as_the_plain_model(wide):
     assert torch.allclose(logp_BC[mask_BC], plain, atol=1e-4)
 
 
+@pytest.mark.parametrize("attend", ["_attend_by_text", "_attend_in_rows"])
+def test_any_groups_have_the_plain_log_probs_and_gradient(wide, monkeypatch, attend):
+    """Both ways to attend, on prompts of any length with any number of completions."""
+    monkeypatch.setattr(lms.Packed, "_attend_by_text", getattr(lms.Packed, attend))
+    for seed in range(5):
+        print("seed", seed)
+        random = np.random.default_rng(seed)
+        groups = []
+        for _ in range(random.integers(1, 5)):
+            prompt = random.integers(1, 300, random.integers(1, 50)).tolist()
+            groups.append([lms.Rollout(prompt, random.integers(300, size=length).tolist(), "", True,
+                                       [])
+                           for length in random.integers(1, 40, random.integers(1, 6))])
+        logp_BC, _, mask_BC = lms.token_logprobs(wide.model, lms.pack(groups, "cpu"))
+        rollouts = [rollout for group in groups for rollout in group]
+        assert mask_BC.sum(1).tolist() == [len(rollout.ids) for rollout in rollouts]
+        ours = [logp_C[mask_C] for logp_C, mask_C in zip(logp_BC, mask_BC)]
+        plain = [plain_logprobs(wide.model, rollout) for rollout in rollouts]
+        torch.testing.assert_close(torch.cat(ours), torch.cat(plain), rtol=1e-4, atol=1e-5)
+        ours, plain = gradients(wide.model, ours), gradients(wide.model, plain)
+        assert (ours - plain).norm() < 1e-5 * plain.norm()
+
+
 def test_finished_rows_leave_the_batch_and_change_nothing(lm, prompts):
     sizes = []
     hook = lm.model.base_model.register_forward_hook(
@@ -182,10 +207,57 @@ def test_uniforms_depend_on_key_and_position_alone():
     assert not np.array_equal(lms.uniforms((0, 1), 5), lms.uniforms((0, 2), 5))
 
 
-def test_an_id_of_probability_zero_is_never_drawn():
-    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
-    for u, expected in ((0.0, 1), (0.4999, 1), (0.5, 3), (1 - 2**-53, 3)):
+@pytest.mark.parametrize("one_by_one", [0, 2**16], ids=["in blocks", "one by one"])
+def test_an_id_of_probability_zero_is_never_drawn(monkeypatch, one_by_one):
+    """12 ids make 4 blocks of 3; the outer blocks have none that can be drawn."""
+    monkeypatch.setattr(lms, "ONE_BY_ONE", one_by_one)
+    logits = torch.full((1, 12), -torch.inf)
+    logits[0, [4, 7]] = 0.0
+    for u, expected in ((0.0, 4), (0.4999, 4), (0.5, 7), (1 - 2**-53, 7)):
         assert lms.pick(logits, torch.tensor([u], dtype=torch.float64), 1.0)[0].item() == expected
+
+
+def test_the_first_id_whose_cumulative_probability_exceeds_u(monkeypatch):
+    """Integer weights, where sums are exact, and u in the middle of every unit of their total."""
+    monkeypatch.setattr(lms, "ONE_BY_ONE", 0)
+    for seed, size in enumerate((1, 5, 64, 698, 1000, 1536)):
+        print("seed", seed)
+        random = np.random.default_rng(seed)
+        weights = random.integers(1, 9, size) * (random.random(size) < 0.3)
+        weights[random.integers(size)] = 7
+        owners = np.repeat(np.arange(size), weights)      # the id that each unit belongs to
+        u_B1 = (torch.arange(len(owners), dtype=torch.float64)[:, None] + 0.5) / len(owners)
+        weight_BV = torch.tensor(weights, dtype=torch.float32).expand(len(owners), -1)
+        assert lms.invert(weight_BV, u_B1)[:, 0].tolist() == owners.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ids_in_blocks_are_drawn_as_often_as_the_softmax_says(dtype):
+    """96 ids, 32 blocks of 3: common ones, rare ones, and blocks that cannot be drawn."""
+    rows, seed = 60_000, 11
+    print("seed", seed)
+    random = torch.Generator().manual_seed(seed)
+    logits_V = (2 * torch.randn(96, generator=random)).to(dtype)
+    logits_V[30:45] = -torch.inf
+    expected_V = rows * torch.softmax(logits_V.double() / 1.3, -1)
+    assert rows * 96 > lms.ONE_BY_ONE and 0 < expected_V[expected_V > 0].min() < 20
+    u_B = torch.rand(rows, generator=random, dtype=torch.float64)
+    ids_B, logp_B = lms.pick(logits_V.expand(rows, -1), u_B, 1.3)
+    seen_V = ids_B.bincount(minlength=96)
+    assert seen_V[30:45].sum() == 0
+    chi2 = ((seen_V - expected_V)**2 / expected_V)[expected_V > 0].sum()
+    assert chi2 < 80 + 4 * math.sqrt(2 * 80)
+    assert torch.allclose(logp_B.double(), (expected_V[ids_B] / rows).log(), atol=1e-5)
+
+
+@pytest.mark.parametrize("one_by_one", [0, 2**16], ids=["in blocks", "one by one"])
+def test_a_row_of_nan_says_so_and_spoils_no_other(monkeypatch, one_by_one):
+    monkeypatch.setattr(lms, "ONE_BY_ONE", one_by_one)
+    logits = torch.zeros(2, 12)
+    logits[0, 3] = torch.nan
+    ids_B, logp_B = lms.pick(logits, torch.tensor([0.3, 0.3], dtype=torch.float64), 1.0)
+    assert 0 <= ids_B[0] < 12 and logp_B[0].isnan()
+    assert ids_B[1] == 3 and logp_B[1].item() == pytest.approx(-math.log(12))
 
 
 def test_choose_takes_the_highest_of_the_given_ids(lm, prompts):
@@ -200,6 +272,15 @@ def test_a_choice_of_two_tokens_is_refused(lm):
     assert len(lms.choice_ids(lm.tokenizer, messages, "12345")) == 5
     with pytest.raises(ValueError, match="single token"):
         lms.choice_ids(lm.tokenizer, messages, ["zq"])
+
+
+def test_model_alone_samples_from_a_checkpoint_as_its_head_says(tmp_path):
+    shutil.copy(ROOT / "model.py", tmp_path)
+    recipe = textwrap.dedent(lms.__doc__.split("and `load` proves that it does.")[1])
+    recipe = recipe.replace('"DIR"', repr(str(tiny.PATH))).replace("cuda", "cpu")
+    (tmp_path / "use.py").write_text(
+        f"from model import *\n{recipe}\nprint(len(groups[0]), 'rows')")
+    assert "8 rows" in call(sys.executable, "use.py", cwd=tmp_path, variables={"PYTHONPATH": ""})
 
 
 def test_one_two_and_four_ranks_draw_the_same(tmp_path):

@@ -1,4 +1,4 @@
-"""What each reward pays for a fixed set of answers: the table of docs/rewards.md, written and checked.
+"""What each reward pays for a fixed set of answers: docs/rewards.md, written and checked.
 
     python tests/test_payout.py            # print the table
     python tests/test_payout.py --write    # put it between the marks in docs/rewards.md

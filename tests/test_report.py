@@ -186,8 +186,8 @@ def test_the_ablation_table_has_a_row_for_each_finished_variant(tmp_path, monkey
         (tmp_path / name / "summary.json").write_text(json.dumps(
             {"heldout_accuracy": [0.25, 0.3, 0.4, last], "funnel": [{"curriculum": 48}] * 3}))
     (tmp_path / "no_grounding-0").mkdir()
-    monkeypatch.setattr(sys, "argv", ["ablations_table.py", str(tmp_path)])
-    runpy.run_path(ROOT / "bench/ablations_table.py", run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["ablations.py", "table", str(tmp_path)])
+    runpy.run_path(ROOT / "bench/ablations.py", run_name="__main__")
     table = capsys.readouterr().out.splitlines()
     assert table[2:] == [
         "| full | 25.0 | 30.0 | 40.0 | 90.0 | 48 | 47.84 | 1 |",

@@ -86,10 +86,9 @@ def test_a_signal_saves_the_last_finished_step(small_run, tmp_path, phase, numbe
     rows = [row["phase"] for row in lines(small_run / "metrics.jsonl")]
     process = start(*selfplay(path, "--save_every", 100))
     wait_for(lambda: steps_logged(path) >= rows.index(phase) + 1)
-    asked = time.time()
     process.send_signal(number)
     output = process.communicate(timeout=30)[0]
-    assert time.time() - asked < 20 and process.returncode == 128 + number
+    assert process.returncode == 128 + number
     assert f"iteration 1 {phase} is saved after" in output and "The same command goes on" in output
     state = json.loads((path / "state.json").read_text())
     assert state["step"]["phase"] == phase and state["step"]["done"] >= 1

@@ -198,7 +198,7 @@ def test_own_tools_stand_in_every_task(tmp_path):
     ([], "JSON list of tools"),
     ([{"description": "no name"}], "no name"),
     ([{"name": "f", "description": "Does things.", "parameters": {"x": {"type": "object"}}}],
-     "f: type not primitive"),
+     "tool 'f': parameter 'x': type not primitive"),
     ([{"name": "f", "description": "Does things."}] * 2, "names repeat")])
 def test_bad_tools_are_refused_by_name(tmp_path, tools, says, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -2,6 +2,7 @@
 both launchers, resume, determinism, the paper's path."""
 import json
 import shutil
+import socket
 import sys
 
 import pytest
@@ -61,6 +62,27 @@ def test_paper_preset_has_the_papers_values():
     assert (config.learning_rate, config.epsilon, config.inner_updates) == (1e-6, 0.2, 1)
     assert (config.max_completion, config.max_verify,
             len(config.domain_weights)) == (2048, 1024, 32)
+
+
+SPY = """
+import dataclasses, sys
+import run, selfplay
+from config import Config, PRESETS
+seen = set()
+class Spy(Config):
+    def __getattribute__(self, name):
+        seen.add(name)
+        return super().__getattribute__(name)
+run.record = lambda config: {"config": dict(vars(config))}      # reads none of them
+small = dict(zip([flag[2:] for flag in sys.argv[2::2]], map(int, sys.argv[3::2])))
+run.start(Spy(**PRESETS["tiny"] | small, preset="tiny", run_dir=sys.argv[1]), selfplay.self_play)
+print("unread:", sorted({field.name for field in dataclasses.fields(Config)} - seen))
+"""
+
+
+def test_a_run_reads_every_setting(tmp_path):
+    output = call(sys.executable, "-c", SPY, tmp_path / "run", *SMALL)
+    assert "unread: []" in output
 
 
 def test_a_small_run_leaves_everything(small_run):
@@ -123,6 +145,28 @@ def test_the_process_group_is_left_before_python_ends(refused, small_run, tmp_pa
     assert code == 2 * refused and "joined" in output and "left True" in output
 
 
+JOIN = ("import engine, model\nfrom cli import Refused, refuse\n"
+        "try:\n    engine.init_distributed()\n    print('joined')\n    model.leave_group()\n"
+        "except Refused as problem:\n    refuse(problem)\n")
+ALONE = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}      # as some schedulers set them
+
+
+def test_a_scheduler_that_sets_no_local_rank_will_do():
+    output = call(sys.executable, "-c", JOIN, variables=ALONE | {"MASTER_PORT": free_port()})
+    assert "joined" in output
+
+
+def test_a_port_in_use_is_one_line_that_names_the_flag():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, output = call(sys.executable, "-c", JOIN, variables=ALONE | {"MASTER_PORT": port},
+                            ok=False)
+    said = [line for line in output.splitlines() if "--master_port" in line]
+    assert code == 2 and len(said) == 1 and str(port) in said[0] and "Traceback" not in output
+
+
 def test_two_ranks_under_the_launcher(tmp_path):
     call("deepspeed", "--num_gpus", 2, "--master_port", free_port(),
          "selfplay.py", "--run_dir", tmp_path / "run", *SMALL)
@@ -132,8 +176,10 @@ def test_two_ranks_under_the_launcher(tmp_path):
 
 def test_a_dead_step_and_a_collapse_are_said_in_words():
     rewards = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
-    found = runs.step_problems(rewards, {"dead_groups": 1.0, "distinct_questions": 0.1})
+    found = runs.step_problems(rewards, {"dead_groups": 1.0, "distinct_questions": 0.1,
+                                         "reward_format": 0.0})
     assert "every group is dead" in found["dead"] and "1 of 2 groups have only" in found["dead"]
+    assert "(coldstart.py)" in found["dead"]
     assert "only 10 % of the 4 questions differ" in found["collapse"]
     assert runs.step_problems(rewards, {"dead_groups": 0.5, "distinct_questions": 0.5}) == {}
 

@@ -12,6 +12,7 @@ from hypothesis import given, strategies as st
 import curriculum
 import generator
 import solver
+import toolfiles
 import verify
 
 json_values = st.recursive(
@@ -81,7 +82,7 @@ ONE, TWO = ('[{"name": "f", "arguments": {"x": %d}}]' % x for x in (1, 2))
      2),                        # the last block counts
     (solver.SYSTEM + "<{0}>" + TWO + "</{0}>", 2), ("<{0}>" + TWO + "</{0}>" + solver.SYSTEM, None),
     ("<think>as in <{0}>" + ONE + "</{0}></think><{0}>" + TWO + "</{0}>", 2),
-    ("<think>as in <{0}>" + ONE + "</{0}></think>", 1), ("<think><{0}>" + ONE + "</{0}>", 1),
+    ("<think>as in <{0}>" + ONE + "</{0}></think>", None), ("<think><{0}>" + ONE + "</{0}>", 1),
     ("<{0}>" + ONE + "</{0}> <{0}>" + TWO, 1),
     ("<{0}>" + ONE + "</{0}></{0}>", 1),           # closed blocks only
     ("<{0}>" + ONE + "<{0}>" + TWO + "</{0}>", 2), ("</{0}><{0}>" + ONE, None),
@@ -175,7 +176,7 @@ def test_a_menu_with_what_is_no_tool_is_none(element):
 
 
 def test_a_menu_collects_required_from_three_places():
-    menu = verify.read_menu([{"type": "function", "function": {
+    menu = toolfiles.read_menu([{"type": "function", "function": {
         "name": "f", "description": "F.", "required": ["a"], "parameters": {
             "type": "object", "required": ["b", "a"], "properties": {
                 "a": {"type": "string"}, "b": {"type": "string", "required": True},
@@ -190,7 +191,7 @@ def test_a_menu_collects_required_from_three_places():
 def test_reading_a_menu_leaves_the_value_as_it_is():
     value = [{"name": "f", "parameters": {"x": {"type": "string", "required": True}}}]
     before = json.dumps(value)
-    verify.read_menu(value)
+    toolfiles.read_menu(value)
     assert json.dumps(value) == before
 
 
@@ -202,7 +203,7 @@ def test_reading_a_menu_leaves_the_value_as_it_is():
      "tool 'f': parameter 'x' has no schema object")])
 def test_a_bad_menu_is_refused_by_tool_and_reason(value, reason):
     with pytest.raises(ValueError) as error:
-        verify.read_menu(value)
+        toolfiles.read_menu(value)
     assert str(error.value) == reason
 
 

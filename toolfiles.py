@@ -1,0 +1,165 @@
+"""Tools as people write them, in a file of their own or a benchmark: from its content to a menu.
+
+OpenAI, MCP and Anthropic say the same in three ways, and pydantic, zod and .NET write "a value, or
+nothing" in more. `read_menu` gives the one form that prompts show and verify.py checks:
+
+    {"name", "description", "parameters": {p: {"type", ...}}, "required": [p, ...]}
+
+To use it elsewhere copy verify.py too.
+"""
+from verify import MAX_DEPTH, SCHEMA_KEYS, choices_of, read_tool, schema_of, unwrap, without
+
+# ---------------------------------------------------------------------------------------------
+# A menu
+
+
+def read_menu(value):
+    """Tools from a file that people wrote, as `normalise_tool` gives them.
+
+    Read are lists as OpenAI, MCP and Anthropic want them, and the whole result of MCP's tools/list.
+    A parameter may say {"required": true} of itself. Local references are put in place, and a
+    schema that says "a primitive value, or null" in another way becomes a flat one: see
+    `flat_schema`. One that stays nested is kept; `menu_fault` is stricter.
+
+    Args:
+        value: the content of the file, a JSON value.
+
+    Raises:
+        ValueError: names the first tool that is none, its parameter, and why.
+
+    >>> read_menu([{"name": "f", "parameters": {"x": {"type": "string", "required": True}}}])[0]
+    {'name': 'f', 'description': '', 'parameters': {'x': {'type': 'string'}}, 'required': ['x']}
+    """
+    for key in ("result", "tools"):
+        value = value[key] if isinstance(value, dict) and key in value else value
+    if not isinstance(value, list) or not value:
+        raise ValueError("not a JSON list of tools")
+    return [_read_written(element, number) for number, element in enumerate(value)]
+
+
+def _read_written(element, number):
+    """One tool of `read_menu`, the n-th of its list."""
+    element, parameters = unwrap(element), {}
+    root = top = schema_of(element)
+    try:
+        if isinstance(root, dict):
+            top = follow(root, root)
+            top = _one_option(top | {key: put_in_place(top[key], root)
+                                     for key in _OPTIONS if key in top})
+    except ValueError as error:
+        raise ValueError(f"tool {element.get('name')!r} {error}") from None
+    tool = read_tool({**element, "parameters": top}, number)
+    lost = [] if tool["parameters"] else _lost_schemas(element, top)
+    if lost:
+        raise ValueError(f"tool {tool['name']!r}: its parameters stand under {lost[0]!r}, and are "
+                         "wanted as the 'properties' of 'parameters'")
+    for name, schema in tool["parameters"].items():
+        try:
+            schema = flat_schema(put_in_place(schema, root))
+        except ValueError as error:
+            raise ValueError(f"tool {tool['name']!r}: parameter {name!r} {error}") from None
+        flag = schema.get("required")
+        if isinstance(flag, bool):                        # a list is a nested schema's own
+            schema = without(schema, "required")
+            tool["required"] += [name] if flag and name not in tool["required"] else []
+        parameters[name] = schema
+    return tool | {"parameters": parameters}
+
+
+def _lost_schemas(element, top):
+    """The keys under which a tool that reads as one without parameters has some nevertheless."""
+    if any(key in element for key in SCHEMA_KEYS):
+        return [key for key in (*_OPTIONS, "patternProperties") if key in top]
+    return [key for key, value in element.items() if isinstance(value, dict) and value and (
+        value.get("type") == "object" or "properties" in value or "$ref" in value
+        or all(isinstance(schema, dict) and "type" in schema for schema in value.values()))]
+
+
+# ---------------------------------------------------------------------------------------------
+# References and options
+
+
+def follow(schema, root):
+    """The schema, or what its "$ref" points to in `root`, with what stands beside the "$ref".
+
+    Raises:
+        ValueError: the reference leads out of the tool, nowhere, or in a circle.
+    """
+    for _ in range(MAX_DEPTH):
+        reference = schema.get("$ref")
+        if not isinstance(reference, str):
+            return schema
+        head, *parts = reference.split("/")
+        target = root if head == "#" else None
+        for part in parts:
+            if isinstance(target, list):
+                target = {str(index): option for index, option in enumerate(target)}
+            part = part.replace("~1", "/").replace("~0", "~")
+            target = target.get(part) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            raise ValueError(f"refers to {reference!r}, which is no schema in its tool")
+        schema = target | without(schema, "$ref")
+    raise ValueError("refers to itself")
+
+
+def put_in_place(schema, root, depth=0):
+    """The schema with every local reference in it replaced by what it points to: see `follow`."""
+    if depth > 4 * MAX_DEPTH:
+        raise ValueError("refers to itself, or is nested too deeply")
+    if isinstance(schema, list):
+        return [put_in_place(part, root, depth + 1) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {key: put_in_place(part, root, depth + 1) for key, part in follow(schema, root).items()}
+
+
+def flat_schema(schema):
+    """A parameter's schema with its null left out, and as {type, enum, ...} where it can be that.
+
+    So are read: null among the types, the options or the enum, with its default of null;
+    `nullable`; an enum or a const without a type; options that are constants; and an allOf, anyOf
+    or oneOf of one. Whether a parameter may be left out is said by `required` alone.
+
+    >>> flat_schema({"anyOf": [{"enum": ["a", "b"]}, {"type": "null"}], "default": None})
+    {'enum': ['a', 'b'], 'type': 'string'}
+    """
+    flat = _one_option(schema)
+    if isinstance(flat.get("nullable"), bool):
+        flat = without(flat, "nullable")
+    if isinstance(flat.get("type"), list):
+        kinds = [kind for kind in flat["type"] if kind != "null"]
+        if "pattern" in flat and len(kinds) == 2 and "string" in kinds:
+            kinds.remove("string")                  # .NET: a number, also as a string of digits
+        flat = flat | {"type": kinds[0] if len(kinds) == 1 else kinds}
+    if isinstance(flat.get("enum"), list) and None in flat["enum"]:
+        flat = flat | {"enum": [choice for choice in flat["enum"] if choice is not None]}
+    kinds = {_KINDS.get(type(choice), "other") for choice in choices_of(flat) or ()}
+    kinds = {"number"} if kinds == {"integer", "number"} else kinds
+    if "type" not in flat and len(kinds) == 1 and kinds != {"other"}:
+        flat = flat | {"type": kinds.pop()}
+    changed_null = flat is not schema and "default" in flat and flat["default"] is None
+    return without(flat, "default") if changed_null else flat
+
+
+_OPTIONS = ("allOf", "anyOf", "oneOf")
+_KINDS = {str: "string", bool: "boolean", int: "integer", float: "number"}
+
+
+def _one_option(schema):
+    """The schema with an allOf, anyOf or oneOf put in place if, null apart, it has one option; or
+    if its options are constants, which are an enum."""
+    for key in _OPTIONS:
+        options = schema.get(key)
+        if not isinstance(options, list) or not all(isinstance(o, dict) for o in options):
+            continue
+        options = [flat_schema(option) for option in options if not _is_null(option)]
+        constants = list(map(choices_of, options))
+        if len(options) == 1:
+            schema = _one_option(options[0] | without(schema, key))
+        elif key != "allOf" and constants and None not in constants:
+            schema = {"enum": sum(constants, [])} | without(schema, key)
+    return schema
+
+
+def _is_null(schema):
+    return schema.get("type") == "null" or choices_of(schema) == [None] or schema == {"not": {}}
