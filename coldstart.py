@@ -225,7 +225,7 @@ def run(args):
         if first and (trainer.step % args.save_every == 0 or trainer.step == args.steps):
             trainer.save(state, settings)
 
-    train(trainer, lambda step: coldstart_world.examples(args.seed, step, args.batch), save)
+    train(trainer, lambda step: coldstart_world.examples(args.seed, step, args.steps, args.batch), save)
     if first:
         serving.write_checkpoint(args.out, lm, trainer.masters)
         state.unlink(missing_ok=True)

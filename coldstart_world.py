@@ -301,7 +301,7 @@ class Made:
     """A tool of the world, and what a question needs to know of it."""
 
     tool: dict            # as in a menu
-    verbs: list           # words for what it does
+    verbs: list           # words for what it does, its own first
     noun: str             # and to what
     parameters: dict      # name -> (kind, the name in words, values of an enum)
 
@@ -309,7 +309,7 @@ class Made:
 def make_parameters(rng, kinds, noun, style, most):
     """{name: (kind, words, values of an enum)}, at most `most` of them: each time other ones."""
     found = {}
-    for _ in range(min(rng.choice((0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5)), most)):
+    for _ in range(min(rng.choice((0, 1, 1, 2, 2, 2, 3, 3, 4)), most)):
         kind = rng.choice(kinds if rng.random() < 0.7 else list(KINDS))
         base = rng.choice(KINDS[kind][0])
         words = base.split("_")
@@ -337,7 +337,7 @@ def schema(rng, kind, words, values, noun, described):
     return found
 
 
-def make_tool(rng, verbs, noun, style, described, most=5):
+def make_tool(rng, verbs, noun, style, described, most):
     """A Made tool.
 
     Args:
@@ -360,7 +360,8 @@ def make_tool(rng, verbs, noun, style, described, most=5):
                            for name, parameter in parameters.items()},
             "required": [name for n, name in enumerate(parameters)
                          if rng.random() < (0.6 if n else 0.85)]}
-    return Made(tool, [verb.replace("_", " ") for verb in verbs[0] + verbs[1]], thing, parameters)
+    said = [verb, *(other.replace("_", " ") for other in verbs[0] + verbs[1])]
+    return Made(tool, said, thing, parameters)
 
 
 def make_menu(rng, domain, size, lean):
@@ -384,7 +385,7 @@ def make_menu(rng, domain, size, lean):
             seen.append((verbs, noun))
             made = make_tool(rng, verbs, noun,
                              style if rng.random() < 0.9 else rng.choice(("camel", "snake")),
-                             described, 2 if lean and menu else 5)
+                             described, 4 if not menu else 2 if lean else 3)
             menu.setdefault(made.tool["name"], made)
     return list(menu.values())
 
@@ -441,7 +442,8 @@ def make_question(rng, wanted, calls, context):
     text = opening
     for n, (made, call) in enumerate(zip(wanted, calls)):
         said = phrases(rng, made, call["arguments"], manner == "natural")
-        action = rng.choice(made.verbs) + rng.choice((" ", " the ", " a ", " my ")) + made.noun
+        verb = made.verbs[0] if rng.random() < 0.4 else rng.choice(made.verbs)
+        action = verb + rng.choice((" ", " the ", " a ", " my ")) + made.noun
         if context == "multi_turn":
             cut = rng.randint(0, len(said))
             rest = "".join(said[cut:]).lstrip(" ,.") or "no, that is all"
@@ -477,28 +479,26 @@ def make_task(rng, spec, lean=False):
 # What the three roles say
 
 
-def plan(calls, menu):
-    """The calls in short, in the order of the menu's parameters; "-" where one is not given."""
+def plan(calls):
+    """The calls in short."""
     clauses = []
     for call in calls:
-        said = {name: value if isinstance(value, str) else json.dumps(value)
-                for name, value in call["arguments"].items()}
-        given = [f"{name} = {said.get(name, '-')}" for name in menu[call["name"]].parameters]
-        clauses.append(f"{call['name']}: {', '.join(given) or 'nothing to give'}")
+        given = [f"{name} = {value if isinstance(value, str) else json.dumps(value)}"
+                 for name, value in call["arguments"].items()]
+        clauses.append(f"{call['name']} with {', '.join(given)}" if given else call["name"])
     return "; ".join(clauses)
 
 
-def solver_text(task, menu):
+def solver_text(task):
     """A Solver's completion that is right."""
-    think = plan(task.answer, menu) if task.answer else "no tool in the list does this"
-    return (f"<think>{think}</think>\n<tool_call_answer>"
-            f"{json.dumps(task.answer, ensure_ascii=False)}</tool_call_answer>")
+    return (f"<think>{plan(task.answer) or 'no tool in the list does this'}</think>\n"
+            f"<tool_call_answer>{json.dumps(task.answer, ensure_ascii=False)}</tool_call_answer>")
 
 
-def generator_text(task, menu):
+def generator_text(task):
     """A Generator's completion; question, tools and calls copy from the plan before them."""
     names = ", ".join(tool["name"] for tool in task.tools)
-    return (f"<think>tools: {names}. calls: {plan(task.answer, menu)}</think>\n"
+    return (f"<think>tools: {names}. calls: {plan(task.answer)}</think>\n"
             f"<question>{task.question}</question>\n"
             f"<available_tools>{json.dumps(task.tools, ensure_ascii=False)}</available_tools>\n"
             f"<tool_call_answer>{json.dumps(task.answer, ensure_ascii=False)}</tool_call_answer>")
@@ -528,26 +528,32 @@ def damage(rng, task, menu):
     return "112"
 
 
-def example(rng):
-    """One example, (chat messages, completion), of one of the three roles."""
-    spec = generator.sample_spec(rng)
-    role = rng.choices(list(ROLES), weights=ROLES.values())[0]
-    if role == "generator":
-        task, menu = make_task(rng, spec, lean=True)
-        if rng.random() < GIVEN_MENU:
-            spec = replace(spec, domain=generator.OWN_DOMAIN, menu=task.tools)
-        return generator.prompt(spec), generator_text(task, menu)
-    spec = replace(spec, tools=max(spec.calls, rng.choice((1, 2, 2, 3, 3, 4, 4, 5, 6, 8))))
+def example(rng, ease=0.0):
+    """One example, (chat messages, completion), of one of the three roles.
+
+    Args:
+        ease: share of easy tasks (few tools, one call).
+    """
+    spec, role = generator.sample_spec(rng), rng.choices(list(ROLES), weights=ROLES.values())[0]
+    if role != "generator":
+        spec = replace(spec, tools=max(spec.calls, rng.choice((1, 2, 2, 3, 3, 4, 4, 5, 8))))
+    if rng.random() < ease:
+        spec = generator.Spec(spec.domain, "single_turn", rng.randint(2, 3), 1)
     if role == "solver" and rng.random() < NO_TOOL_FITS:
         spec = replace(spec, calls=0, context="single_turn")
-    task, menu = make_task(rng, spec)
+    task, menu = make_task(rng, spec, lean=role == "generator")
     if role == "solver":
-        return solver.prompt(task.question, task.tools), solver_text(task, menu)
-    scores = "4555" if rng.random() < SOUND else damage(rng, task, menu)
-    return curriculum.judge_prompt(task), rng.choice(scores)
+        return solver.prompt(task.question, task.tools), solver_text(task)
+    if role == "judge":
+        scores = "4555" if rng.random() < SOUND else damage(rng, task, menu)
+        return curriculum.judge_prompt(task), rng.choice(scores)
+    if rng.random() < GIVEN_MENU:
+        spec = replace(spec, domain=generator.OWN_DOMAIN, menu=task.tools)
+    return generator.prompt(spec), generator_text(task)
 
 
-def examples(seed, step, size):
-    """The `size` examples of a step. They depend on nothing else, so that a run can go on
-    anywhere."""
-    return [example(random.Random(f"{seed} {step} {n}")) for n in range(size)]
+def examples(seed, step, steps, size):
+    """The `size` examples of a step; the share of easy ones falls from 1 to 0 over the first half
+    of the steps. They depend on nothing else, so that a run can go on anywhere."""
+    return [example(random.Random(f"{seed} {step} {n}"), max(0.0, 1 - 2 * step / steps))
+            for n in range(size)]

@@ -35,7 +35,7 @@ def tasks(seed, count, lean=False):
 @pytest.mark.parametrize("lean", (False, True))
 def test_every_made_up_task_is_sound_and_what_was_asked_for(lean):
     for rng, spec, task, menu in tasks("sound", 500, lean):
-        draft = generator.read(world.generator_text(task, menu))
+        draft = generator.read(world.generator_text(task))
         assert curriculum.structural_problem(draft, draft.task(spec)) is None, task
         assert set(generator.reward(draft, 1.0, 1.0).values()) == {1}
         assert draft.tools == task.tools and draft.question == task.question.strip()
@@ -45,7 +45,7 @@ def test_every_made_up_task_is_sound_and_what_was_asked_for(lean):
 
 def test_what_the_solver_says_is_right():
     for rng, spec, task, menu in tasks("solver", 300):
-        assert sum(solver.reward(world.solver_text(task, menu), task.answer).values()) == 2
+        assert sum(solver.reward(world.solver_text(task), task.answer).values()) == 2
 
 
 def test_where_no_tool_fits_the_answer_is_empty():
@@ -53,7 +53,7 @@ def test_where_no_tool_fits_the_answer_is_empty():
         rng = random.Random(n)
         task, menu = world.make_task(rng, generator.Spec("travel", "single_turn", 4, 0))
         assert len(task.tools) == 4
-        assert solver.is_right(world.solver_text(task, menu), [])
+        assert solver.is_right(world.solver_text(task), [])
 
 
 def test_a_damaged_answer_is_another_answer_and_scores_low():
@@ -80,12 +80,12 @@ def test_the_world_is_wide():
 
 
 def test_examples_of_a_step_need_no_other_step():
-    assert world.examples(1, 7, 4) == world.examples(1, 7, 4)
-    assert world.examples(1, 7, 4) != world.examples(1, 8, 4) != world.examples(2, 8, 4)
+    assert world.examples(1, 7, 9, 4) == world.examples(1, 7, 9, 4)
+    assert world.examples(1, 7, 9, 4) != world.examples(1, 8, 9, 4) != world.examples(2, 8, 9, 4)
 
 
 def test_all_roles_come_through_their_own_prompts():
-    systems = Counter(messages[0]["content"] for messages, _ in world.examples(0, 0, 400))
+    systems = Counter(messages[0]["content"] for messages, _ in world.examples(0, 9, 9, 400))
     assert 240 < systems[solver.SYSTEM] < 320
     assert 50 < systems[generator.SYSTEM] < 120
     assert 15 < systems[curriculum.JUDGE_SYSTEM] < 80
