@@ -11,8 +11,8 @@ The response template reads what solver.read reads, but for this:
   this order and with no other key; any other is left in `content`, as text. solver.read also takes
   other spellings, and skips (but counts) what is no call.
 - Every block counts, not the last alone: a stream cannot know which is the last.
-- What stands in <think> is no answer, even if <think> is never closed; solver.read looks for the
-  last block and for nothing else.
+- What stands in <think> is no answer, even if <think> is never closed; then solver.read does read
+  it.
 - A name with escapes in it is not read, and white space around a name stays.
 - A tag in a JSON string is text, and a code fence may lack its other half. The limits that
   verify.load_json sets on depth, digits and the range of numbers do not hold.

@@ -154,12 +154,11 @@ def stopped(small_run, tmp_path):
     shutil.copytree(small_run, path)
     state = json.loads((path / "state.json").read_text())
     state["finished"] = state["finished"][:3]
-    state["phase_sizes"]["metrics.jsonl"] = len("".join(
-        json.dumps(row) + "\n" for row in lines(path / "metrics.jsonl")
-        if row["phase"] != "solver" and (row["iteration"], row["phase"]) != (1, "evaluation")))
-    state["phase_sizes"]["samples.jsonl"] = len("".join(
-        json.dumps(row) + "\n" for row in lines(path / "samples.jsonl")
-        if row["phase"] != "solver"))
+    state["phase_sizes"]["metrics.jsonl"] = len(disk.to_lines(
+        row for row in lines(path / "metrics.jsonl") if row["phase"] != "solver"
+        and (row["iteration"], row["phase"]) != (1, "evaluation")).encode())
+    state["phase_sizes"]["samples.jsonl"] = len(disk.to_lines(
+        row for row in lines(path / "samples.jsonl") if row["phase"] != "solver").encode())
     state["phase_sizes"]["timings.jsonl"] = 0
     (path / "state.json").write_text(json.dumps(state))
     return path
