@@ -18,13 +18,13 @@ import time
 import warnings
 from types import SimpleNamespace
 
+import common
 import run      # noqa: F401  before torch: how threads wait, which both workers inherit
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-import common
 import engine
 import grpo
 import model as lms

@@ -43,6 +43,7 @@ def run(script, tmp_path, *arguments):
     return json.loads((tmp_path / "out.json").read_text())
 
 
+@pytest.mark.slow
 def test_probes_share_their_prompts(tmp_path):
     """Eight samples cost far less than eight times one (the bound for an idle machine is 3)."""
     result = run("rollout.py", tmp_path, "--probes")
