@@ -2,7 +2,7 @@
 
     python eval.py --model runs/tiny/iter3/solver                     # the embedded model's world
     python eval.py --model M --benchmarks toolalpaca,sealtools,nexusraven,apibank,snips,bfcl \\
-                   --data DIR --out results/M                         # DIR: see benchmarks.py
+                   --data DIR --out results/M                         # DIR: see docs/evaluation.md
     deepspeed eval.py ...                                             # the same over all GPUs
     python eval.py --score results/M                                  # again, without a model
     python eval.py --compare results/A results/B                      # paired, row by row

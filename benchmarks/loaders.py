@@ -59,7 +59,7 @@ def find(*places):
     """The first of the places that is a file."""
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        raise Refused(f"{places[0]} is missing: the README says how to fetch it")
+        raise Refused(f"{places[0]} is missing: docs/evaluation.md says how to fetch it")
     return path
 
 
