@@ -18,6 +18,7 @@ import random
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -36,17 +37,22 @@ SKILL_STEPS, HABIT_STEPS = 12_000, 800
 GIVEN_MENU = 0.2              # share of the Generator's examples where the prompt brings the tools
 BATCH = 16                    # examples a step
 HELDOUT_TASKS = 500
+NONE_FIT = 0.12               # share of examples where no tool fits
+NONE_FITS = "No tool fits."   # what the Solver thinks then
 
 # ---------------------------------------------------------------------------------------------
 # The world: a tool is verb_noun; its verb says of which kinds its parameters are, its domain says
 # what they are called, and a parameter's kind says how a question words the value
 
-VERBS = {
-    "book": "place date person", "cancel": "code", "check": "code date", "compare": "origin target",
-    "confirm": "code time", "create": "topic date time", "delete": "code", "find": "place topic",
-    "move": "origin target count", "rate": "person level", "request": "count target",
-    "reserve": "date time count", "review": "topic person", "share": "person topic",
-    "track": "code origin", "update": "code level",
+VERBS = {   # two verbs for each set of the hurdles below
+    "find": "place topic", "compare": "origin target",
+    "check": "code date", "confirm": "code time",
+    "rate": "person level", "request": "person count",
+    "create": "topic date time", "move": "origin target count",
+    "cancel": "code person", "delete": "person code",
+    "track": "code origin date", "update": "code level count",
+    "book": "place date person", "reserve": "person time count",
+    "share": "code person topic", "review": "person level code",
 }
 NOUNS = {
     "travel": "flight hotel train cruise visa ferry",
@@ -84,8 +90,15 @@ TOPICS = """music painting taxes sailing gardening robots history chess cooking 
     football yoga dancing theatre insects birds horses whales forests deserts rivers islands
     computers rockets trains clocks""".split()
 LEVELS = "low medium high urgent critical".split()
+USUAL = {   # the value that people mean who name none
+    "place": "Oslo", "origin": "Rome", "target": "Paris", "person": "Anna", "date": "2026-01-01",
+    "time": "12:00", "count": 10, "code": "AB-100", "level": "medium", "topic": "music"}
 OPENINGS = ("Please ", "Can you ", "I need you to ", "I want to ", "Could you ", "Help me to ")
-AND_ALSO, AGENT = " and also ", "\nAgent: Anything else?\nUser: Yes,"
+AND_ALSO, AGENT, OR = " and also ", "\nAgent: Anything else?\nUser: Yes,", " or "
+# How much a question says, and what its author thinks first
+MANNERS = {"plain": "Say it all. ",
+           "open": "Leave it open. ",        # two values for the last argument: nobody can tell
+           "brief": "Leave it out. "}        # no value for it
 
 
 def is_reserved(verb, noun):
@@ -123,34 +136,65 @@ def make_tool(domain, verb, noun):
             "required": names}
 
 
-def sample_task(rng, spec, heldout=False):
-    """A sound task of the world for a generator.Spec. The menu is sorted by name; its other tools
-    share a verb or a noun with a wanted one. The wanted pairs are reserved ones if `heldout`; else
-    no pair is. Where the spec asks for 0 calls, the menu lacks the one that is wanted."""
+class Case(NamedTuple):
+    """A task, and what only its author knows."""
+
+    task: Task
+    wanted: list      # the calls that the user would like: the task's answer, where tools fit
+    manner: str       # a word of MANNERS
+
+
+def sample_case(rng, spec, heldout=False, manners={"plain": 1},
+                verbs=dict.fromkeys(VERBS, 1)):
+    """A case of the world for a generator.Spec. The menu is sorted by name; its other tools share a
+    verb or a noun with a wanted one, and one is a twin of it, with the same verb and so the same
+    parameters. Where the spec asks for 0 calls, no tool fits.
+
+    Args:
+        heldout: whether the wanted pairs are reserved ones; else no pair is.
+        manners, verbs: {word: weight} of what the author is free to choose.
+    """
+    manner = rng.choices(list(manners), list(manners.values()))[0]
     pairs = [(v, n) for d, v, n in PAIRS if d == spec.domain and (heldout or not is_reserved(v, n))]
-    wanted = rng.sample([pair for pair in pairs if is_reserved(*pair) == heldout],
-                        max(1, spec.calls))
-    near = [(v, n) for v, n in pairs if (v, n) not in wanted
-            and any(v == verb or n == noun for verb, noun in wanted)]
-    others = rng.sample(near, spec.tools - spec.calls)
-    fitting, others = ([make_tool(spec.domain, *pair) for pair in some] for some in (wanted, others))
-    calls = [{"name": tool["name"],
-              "arguments": {name: sample_value(rng, KIND_OF[name]) for name in tool["parameters"]}}
-             for tool in fitting]
-    return Task(question(rng, calls, spec.context),
-                sorted(fitting[:spec.calls] + others, key=lambda tool: tool["name"]),
-                calls[:spec.calls],
+    may_call = [pair for pair in pairs if is_reserved(*pair) == heldout]
+    chosen = []
+    while len(chosen) < max(1, spec.calls):
+        pair = rng.choices(may_call, [verbs[verb] for verb, _ in may_call])[0]
+        chosen += [pair] * (pair not in chosen)
+    near = [(v, n) for v, n in pairs if (v, n) not in chosen
+            and any(v == verb or n == noun for verb, noun in chosen)]
+    fitting = [make_tool(spec.domain, *pair) for pair in chosen]
+    twins = rng.sample([pair for pair in near if pair[0] == chosen[0][0]], 1)
+    others = twins + rng.sample([pair for pair in near if pair not in twins],
+                                spec.tools - spec.calls - 1)
+    tools = fitting[:spec.calls] + [make_tool(spec.domain, *pair) for pair in others]
+    wanted = [{"name": tool["name"],
+               "arguments": {name: sample_value(rng, KIND_OF[name]) for name in tool["parameters"]}}
+              for tool in fitting]
+    if manner == "brief" and rng.random() < USUALLY:
+        for call in wanted:
+            name = list(call["arguments"])[-1]
+            call["arguments"][name] = USUAL[KIND_OF[name]]
+    task = Task(question(rng, wanted, spec.context, manner),
+                sorted(tools, key=lambda tool: tool["name"]), wanted[:spec.calls],
                 {"domain": spec.domain, "context": spec.context,
                  "tools": spec.tools, "calls": spec.calls})
+    return Case(task, wanted, manner)
 
 
-def question(rng, calls, context, omit=0):
-    """What a user says who wants the calls; the last `omit` arguments are not mentioned."""
+def question(rng, calls, context, manner):
+    """What a user says who wants the calls."""
     clauses = []
     for call in calls:
         verb, noun = call["name"].split("_")
-        phrases = [PHRASES[KIND_OF[name]] + str(value) for name, value in call["arguments"].items()]
-        phrases = phrases[:len(phrases) - omit]
+        *phrases, last = [PHRASES[KIND_OF[name]] + str(value)
+                          for name, value in call["arguments"].items()]
+        if manner == "open":
+            kind = VERBS[verb].split()[-1]
+            both = [last, PHRASES[kind] + str(sample_value(rng, kind))]
+            rng.shuffle(both)
+            last = both[0] + OR + both[1][len(PHRASES[kind]):]
+        phrases += [last] * (manner != "brief")
         if rng.random() < 0.3:
             rng.shuffle(phrases)
         clauses.append((f"{verb} a {noun}", phrases))
@@ -162,29 +206,65 @@ def question(rng, calls, context, omit=0):
     return opening + asked + ("?" if opening in ("Can you ", "Could you ") else ".")
 
 
+def heldout(size=HELDOUT_TASKS, fits=True):
+    """The held-out tasks: called tools, menus and values in combinations that pretraining never
+    showed, of all verbs alike. With fits=False, tasks that no tool of the menu answers.
+    """
+    rng = random.Random("held-out" + " declines" * (not fits))
+    domains = dict.fromkeys(NOUNS, 1.0)
+    specs = (generator.sample_spec(rng, domains) for _ in range(size))
+    return [sample_case(rng, spec if fits else replace(spec, calls=0), heldout=True).task
+            for spec in specs]
+
+
 # ---------------------------------------------------------------------------------------------
 # What the base model says: the right completion, and its habits
 
-# domain -> (prevailing wrong habit, share of right answers)
-SOLVER_HABITS = {"travel": ("prose", 0.65), "food_ordering": ("python", 0.65),
-                 "healthcare": ("prose", 0.65), "finance": ("python", 0.33),
-                 "scheduling": ("prose", 0.34), "logistics": ("python", 0.33),
-                 "education": ("prose", 0.34), "entertainment": ("python", 0.33)}
+# What makes a task hard for the base Solver, and its wrong habit there. It overcomes a hurdle in so
+# many cases, in the domains where it is weak and where it is strong.
+HURDLES = {"code": "python", "person": "decline", "long": "short"}
+WEAK, STRONG = 0.3, 0.6
 SOLVER_WRONG = ("prose", "python", "short", "untagged", "other_tool")
-GENERATOR_HABITS = {"travel": ("no_think", 0.40), "food_ordering": ("omit", 0.40),
-                    "healthcare": ("python", 0.25), "finance": ("omit", 0.25),
-                    "scheduling": ("no_think", 0.25), "logistics": ("python", 0.25),
-                    "education": ("omit", 0.25), "entertainment": ("other_value", 0.25)}
-GENERATOR_WRONG = ("no_think", "python", "omit", "other_value")
-PREVAILING = 0.90         # share of a wrong answer that follows the domain's habit
+SLIPS = 0.05                  # share of wrong answers of any kind, hurdles or not
+DECLINES = 0.8                # share of right answers where no tool fits
+USUALLY = 0.6                 # share of values that are the usual one where the question names none
+# What the base Generator likes: tasks that the base Solver finds trivial or hopeless, rarely others
+MANNER_HABITS = {"plain": 0.90, "open": 0.05, "brief": 0.05}
+VERB_HABITS = dict(zip(VERBS, [0.35] * 2 + [0.01] * 6 + [0.007] * 6 + [0.10] * 2))
+FORM_HABITS = {"right": 0.90, "no_think": 0.05, "python": 0.05}
+TWINS, BLIND = {False: 0.05, True: 0.90}, ("finance", "education")   # where it mistakes the tool
+SKILL_MANNERS = {"plain": 0.8, "open": 0.1, "brief": 0.1}
 
 
-def sample_style(rng, domain, habits, wrong):
-    """The style "right" with the domain's share, or a wrong one, mostly the domain's own."""
-    habit, right = habits[domain]
-    if rng.random() < right:
-        return "right"
-    return habit if rng.random() < PREVAILING else rng.choice(wrong)
+def hurdles(case):
+    """Words of HURDLES: none for a task that is trivial, all for a hopeless one."""
+    kinds = [VERBS[call["name"].split("_")[0]].split() for call in case.wanted]
+    there = {"code": any("code" in names for names in kinds),
+             "person": any("person" in names for names in kinds),
+             "long": any(len(names) > 2 for names in kinds)}
+    return [hurdle for hurdle in HURDLES if there[hurdle]]
+
+
+def is_strong(domain, hurdle):
+    """Is the base Solver strong at a hurdle? In two of the eight domains, other ones for each."""
+    return list(NOUNS).index(domain) % 4 == list(HURDLES).index(hurdle)
+
+
+def solver_style(rng, case):
+    """How the base Solver answers: it takes each hurdle, or falls into a habit."""
+    if not case.task.answer:
+        return "right" if rng.random() < DECLINES else "other_tool"
+    for hurdle in hurdles(case):
+        if rng.random() > (STRONG if is_strong(case.task.spec["domain"], hurdle) else WEAK):
+            return HURDLES[hurdle]
+    return rng.choice(SOLVER_WRONG) if rng.random() < SLIPS else "right"
+
+
+def generator_style(rng, domain):
+    """How the base Generator writes a task down."""
+    if rng.random() < TWINS[domain in BLIND]:
+        return "twin"
+    return rng.choices(list(FORM_HABITS), list(FORM_HABITS.values()))[0]
 
 
 def plan(calls):
@@ -200,56 +280,69 @@ def python_syntax(calls):
         for call in calls) + "]"
 
 
-def solver_text(rng, task, style="right"):
+def other_tool(rng, calls, tools):
+    """The calls, the first of them to its twin in the menu."""
+    called, verb = [call["name"] for call in calls], calls[0]["name"].split("_")[0]
+    twins = [tool["name"] for tool in tools
+             if tool["name"] not in called and tool["name"].split("_")[0] == verb]
+    return [calls[0] | {"name": rng.choice(twins)}, *calls[1:]]
+
+
+def solver_text(rng, case, style="right"):
     """A Solver completion. Its plan names the arguments in the order of the menu."""
-    calls = [{"name": call["name"], "arguments": dict(call["arguments"])} for call in task.answer]
+    calls = case.task.answer
     if style == "prose":
-        verb, noun = calls[0]["name"].split("_")
+        verb, noun = case.wanted[0]["name"].split("_")
         return f"Sure, I will {verb} a {noun} for you."
-    if style == "short":
-        for call in calls:
-            call["arguments"].popitem()
+    if style == "decline":
+        calls = []
+    elif style == "short":
+        calls = [call | {"arguments": dict(list(call["arguments"].items())[:-1])} for call in calls]
     elif style == "other_tool":
-        names = {call["name"] for call in calls}
-        calls[0]["name"] = next(tool["name"] for tool in task.tools if tool["name"] not in names)
-    think = f"<think>{plan(calls)}</think>\n"
+        calls = other_tool(rng, case.wanted, case.task.tools)
+    think = f"<think>{plan(calls) or NONE_FITS}</think>\n"
     answer = python_syntax(calls) if style == "python" else json.dumps(calls)
     return think + (answer if style == "untagged"
                     else f"<tool_call_answer>{answer}</tool_call_answer>")
 
 
-def generator_text(rng, task, style="right"):
+def generator_text(rng, case, style="right"):
     """A Generator completion: the plan comes first, and the three other blocks copy from it."""
-    calls = [{"name": call["name"], "arguments": dict(call["arguments"])} for call in task.answer]
-    think = f"Tools: {', '.join(tool['name'] for tool in task.tools)}. Calls: {plan(calls)}"
-    said = question(rng, calls, task.spec["context"], omit=int(style == "omit"))
-    if style == "other_value":
-        name = list(calls[0]["arguments"])[-1]
-        calls[0]["arguments"][name] = sample_value(rng, KIND_OF[name])
+    task, calls = case.task, case.task.answer
+    think = (f"{MANNERS[case.manner]}{'Calls: ' if calls else 'Missing: '}{plan(case.wanted)}. "
+             f"Tools: {', '.join(tool['name'] for tool in task.tools)}")
+    if style == "twin" and calls:
+        calls = other_tool(rng, calls, task.tools)
     answer = python_syntax(calls) if style == "python" else json.dumps(calls)
     return (("" if style == "no_think" else f"<think>{think}</think>\n")
-            + f"<question>{said}</question>\n"
+            + f"<question>{task.question}</question>\n"
             + f"<available_tools>{json.dumps(task.tools)}</available_tools>\n"
             + f"<tool_call_answer>{answer}</tool_call_answer>")
 
 
-def judge_example(rng, task):
-    """Judge prompt and score: 4 or 5 for a sound task, 1 or 2 for a damaged one."""
-    if rng.random() < 0.5:
-        return curriculum.judge_prompt(task), rng.choice("4555")
-    call = rng.choice(task.answer)
-    damage = rng.choice(("name", "value", "missing"))
-    if damage == "name":
-        call["name"] = rng.choice([tool["name"] for tool in task.tools
-                                   if tool["name"] != call["name"]])
+def judge_example(rng, case):
+    """Judge prompt and score: 5 for a sound and trivial task, 5 or 4 for any other sound one; 1 or
+    2 for what is open, lacks a value, or is answered wrongly."""
+    task, damage = case.task, rng.choice((None, None, "name", "value", "missing"))
+    calls = [call | {"arguments": dict(call["arguments"])} for call in task.answer]
+    if case.manner in ("open", "brief"):
+        return curriculum.judge_prompt(task), rng.choice("1112")
+    if damage is None:
+        return curriculum.judge_prompt(task), rng.choice("5544" if hurdles(case) else "5555")
+    if not calls:                    # a call where no tool fits
+        calls = other_tool(rng, case.wanted, task.tools)
+    elif damage == "name":
+        calls = other_tool(rng, calls, task.tools)
     elif damage == "value":
+        call = rng.choice(calls)
         name = rng.choice(list(call["arguments"]))
         old = call["arguments"][name]
         while call["arguments"][name] == old:
             call["arguments"][name] = sample_value(rng, KIND_OF[name])
-    else:
-        call["arguments"].popitem()
-    return curriculum.judge_prompt(task), rng.choice("1112")
+    else:                            # an argument or, now and then, every call
+        rng.choice(calls)["arguments"].popitem()
+        calls = calls if rng.random() < 0.7 else []
+    return curriculum.judge_prompt(replace(task, answer=calls)), rng.choice("1112")
 
 
 def example(rng, habits, ease=0.0):
@@ -259,33 +352,24 @@ def example(rng, habits, ease=0.0):
         habits: False while the skill is taught: every completion is right.
         ease: share of easy tasks (few tools, one call).
     """
-    spec = generator.sample_spec(rng, dict.fromkeys(NOUNS, 1.0))
+    spec = generator.sample_spec(rng, dict.fromkeys(NOUNS, 1.0), decline=NONE_FIT)
+    role = rng.choices(("solver", "generator", "judge"), weights=(0.40, 0.42, 0.18))[0]
     if rng.random() < ease:
-        spec = generator.Spec(spec.domain, spec.context, rng.randint(2, 3), 1)
-    task = sample_task(rng, spec)
-    role = rng.choices(("solver", "generator", "judge"), weights=(0.42, 0.42, 0.16))[0]
-    style = "right"
+        spec = generator.Spec(spec.domain, spec.context, rng.randint(2, 3), min(1, spec.calls))
+    if role == "generator" and habits:
+        case = sample_case(rng, spec, manners=MANNER_HABITS, verbs=VERB_HABITS)
+        style = generator_style(rng, spec.domain)
+    else:
+        case = sample_case(rng, spec, manners=SKILL_MANNERS)
+        style = solver_style(rng, case) if habits else "right"
+    task = case.task
     if role == "judge":
-        return judge_example(rng, task)
+        return judge_example(rng, case)
     if role == "solver":
-        if habits:
-            style = sample_style(rng, spec.domain, SOLVER_HABITS, SOLVER_WRONG)
-        return solver.prompt(task.question, task.tools), solver_text(rng, task, style)
-    if habits:
-        style = sample_style(rng, spec.domain, GENERATOR_HABITS, GENERATOR_WRONG)
+        return solver.prompt(task.question, task.tools), solver_text(rng, case, style)
     if rng.random() < GIVEN_MENU:
         spec = replace(spec, domain=generator.OWN_DOMAIN, menu=task.tools)
-    return generator.prompt(spec), generator_text(rng, task, style)
-
-
-def heldout(size=HELDOUT_TASKS, fits=True):
-    """The held-out tasks: called tools, menus and values in combinations that pretraining never
-    showed. With fits=False, tasks that no tool of the menu answers."""
-    rng = random.Random("held-out" + " declines" * (not fits))
-    domains = dict.fromkeys(NOUNS, 1.0)
-    specs = (generator.sample_spec(rng, domains) for _ in range(size))
-    return [sample_task(rng, spec if fits else replace(spec, calls=0), heldout=True)
-            for spec in specs]
+    return generator.prompt(spec), generator_text(rng, case, style)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -304,8 +388,9 @@ def vocabulary():
     words = [*VERBS, *map(str.capitalize, VERBS), *itertools.chain(*NOUNS.values()), *KIND_OF,
              *CITIES, *PEOPLE, *TOPICS, *LEVELS, *generator.DOMAINS,
              *(f"{n:02}" for n in range(60)), *(f"{verb}_" for verb in VERBS)]
-    phrases = [*PHRASES.values(), *OPENINGS, AND_ALSO, AGENT, "User: ", " a ", "2026-",
-               "Sure, I will ", " for you.", "Tools: ", ". Calls: ", " with ", ", ", "; "]
+    phrases = [*PHRASES.values(), *OPENINGS, *MANNERS.values(), AND_ALSO, AGENT, OR,
+               "User: ", " a ", "2026-", "Sure, I will ", " for you.", "Calls: ", "Missing: ",
+               ". Tools: ", NONE_FITS, " with ", ", ", "; "]
     kinds = ('{"type": "string"}', '{"type": "integer"}')
     scaffolding = ['[{"name": "', '"}}, {"name": "', '}}, {"name": "', '"]}, {"name": "', '"]}]',
                    '", "description": "', '.", "parameters": {"', '", "arguments": {"', '", "',
@@ -317,12 +402,13 @@ def vocabulary():
     tags += ["\n<available_tools>\n", "\n</available_tools>",
              "\n</available_tools>\n<tool_call_answer>\n", "\n</tool_call_answer>"]
     system = [solver.SYSTEM, generator.SYSTEM, curriculum.JUDGE_SYSTEM]
-    asked = [generator.prompt(generator.Spec("@", context, 0, 0))[1]["content"]
-             for context in ("single_turn", "multi_turn")]
-    given = generator.prompt(generator.Spec("@", "single_turn", 0, 0, []))[1]["content"]
-    lines = ["Domain: ", *(text[len("Domain: @"):-len("0\nNumber of calls: exactly 0")]
-                           for text in asked), "\nNumber of calls: exactly ",
-             generator.OWN_DOMAIN, given[len(asked[0]):-len("[]")]]
+    asked, talked, given, none = (
+        generator.prompt(generator.Spec("@", context, 0, calls, menu))[1]["content"]
+        for context, calls, menu in (("single_turn", 1, None), ("multi_turn", 1, None),
+                                     ("single_turn", 1, []), ("single_turn", 0, None)))
+    lines = ["Domain: ", *(text[len("Domain: @"):-len("0\nNumber of calls: exactly 1")]
+                           for text in (asked, talked)), "\nNumber of calls: exactly ",
+             generator.OWN_DOMAIN, given[len(asked):-len("[]")], none[len(asked):]]
     return list(dict.fromkeys(words + phrases + scaffolding + tags + system + lines))
 
 
