@@ -15,7 +15,6 @@ first the skill, then the habits.
 import itertools
 import json
 import random
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -101,13 +100,10 @@ MANNERS = {"plain": "Say it all. ",
            "brief": "Leave it out. "}        # no value for it
 
 
-def is_reserved(verb, noun):
-    """One (verb, noun) pair in five never occurs in pretraining:
+def is_reserved(domain, verb, noun):
+    """One noun for each verb of a domain never occurs with it in pretraining:
     the held-out tasks call these tools."""
-    return zlib.crc32(f"{verb}_{noun}".encode()) % 5 == 0
-
-
-PAIRS = [(domain, verb, noun) for domain in NOUNS for noun in NOUNS[domain] for verb in VERBS]
+    return NOUNS[domain].index(noun) == list(VERBS).index(verb) % len(NOUNS[domain])
 
 
 def sample_value(rng, kind):
@@ -155,8 +151,9 @@ def sample_case(rng, spec, heldout=False, manners={"plain": 1},
         manners, verbs: {word: weight} of what the author is free to choose.
     """
     manner = rng.choices(list(manners), list(manners.values()))[0]
-    pairs = [(v, n) for d, v, n in PAIRS if d == spec.domain and (heldout or not is_reserved(v, n))]
-    may_call = [pair for pair in pairs if is_reserved(*pair) == heldout]
+    pairs = [(v, n) for v, n in itertools.product(VERBS, NOUNS[spec.domain])
+             if heldout or not is_reserved(spec.domain, v, n)]
+    may_call = [pair for pair in pairs if is_reserved(spec.domain, *pair) == heldout]
     chosen = []
     while len(chosen) < max(1, spec.calls):
         pair = rng.choices(may_call, [verbs[verb] for verb, _ in may_call])[0]

@@ -11,9 +11,9 @@ from statistics import mean
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from disk import read_json      # noqa: E402
-from report import spread, table
+from report import spread, t_interval, table
 
-SEEDS = range(3)
+SEEDS = range(5)
 ROWS = {   # name: its flags, and the paper's mean over five benchmarks with Qwen2.5-1.5B
     "full": ("", "47.84"),
     "one policy for both roles": ("--shared_weights", "30.42"),
@@ -25,7 +25,10 @@ ROWS = {   # name: its flags, and the paper's mean over five benchmarks with Qwe
     "no grounding": ("--no_grounding", ""),
     "no cross-verification": ("--no_cross_verification", ""),
     "strict value shares": ("--strict_values", ""),
+    "declining taught": ("--decline 0.1", ""),
 }
+HEAD = ["", "base", "iteration 1", "2", "3", "3 against full", "95 %, paired",
+        "declined: base", "3", "tasks in a curriculum", "paper, 1.5B", "seeds"]
 
 
 def place(folder, name, seed):
@@ -42,14 +45,24 @@ def commands(folder):
                    f" >{run_dir}.log 2>&1 || echo {run_dir} failed: see {run_dir}.log")
 
 
+def finished(folder, name):
+    """{seed: summary} of the runs of a row that are finished."""
+    files = {seed: place(folder, name, seed) / "summary.json" for seed in SEEDS}
+    return {seed: read_json(file) for seed, file in files.items() if file.exists()}
+
+
 def row(folder, name):
-    """Cells of a row: accuracy in % of the base and after each iteration, and the mean size of its
-    curricula, over the seeds that are finished."""
-    files = [place(folder, name, seed) / "summary.json" for seed in SEEDS]
-    runs = [read_json(file) for file in files if file.exists()]
-    accuracies = zip(*(run["heldout_accuracy"] for run in runs))
-    sizes = [size["curriculum"] for run in runs for size in run["funnel"]]
-    return [name, *(spread([100 * share for share in shares]) for shares in accuracies),
+    """Cells of a row: accuracy in % of the base and after each iteration; the difference of the
+    last one to `full`, and its interval, over the seeds that both have; what is declined where no
+    tool fits; the mean size of the curricula."""
+    runs, full = finished(folder, name), finished(folder, "full")
+    accuracies, declined = ([[100 * share for share in shares] for shares in zip(
+        *(run[what] for run in runs.values()))] for what in ("heldout_accuracy", "heldout_declined"))
+    pairs = [100 * (runs[seed]["heldout_accuracy"][-1] - full[seed]["heldout_accuracy"][-1])
+             for seed in runs if seed in full and name != "full"]
+    sizes = [size["curriculum"] for run in runs.values() for size in run["funnel"]]
+    return [name, *map(spread, accuracies), f"{mean(pairs):+.1f}" if pairs else "",
+            t_interval(pairs) if pairs else "", *(spread(column) for column in declined[::3]),
             f"{mean(sizes or [0]):.0f}", ROWS[name][1], len(runs)]
 
 
@@ -58,8 +71,7 @@ def main(what, folder="runs/ablations"):
         lines = commands(folder)
     else:
         rows = [row(folder, name) for name in ROWS]
-        lines = table(["", "base", "iteration 1", "2", "3", "tasks in a curriculum", "paper, 1.5B",
-                       "seeds"], [cells for cells in rows if cells[-1]])
+        lines = table(HEAD, [cells for cells in rows if cells[-1]])
     print("\n".join(lines))
 
 

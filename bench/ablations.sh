@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The method with one part left out at a time, three seeds each on the embedded model, two runs at a time: about
-# half an hour on two cores. Started again, it goes on where it was; then it prints the table.
+# The method with one part left out at a time, five seeds each on the embedded model, two runs at a time. Started again, it
+# goes on where it was; then it prints the table, in which each row is paired with `full` seed by seed.
 #   bash bench/ablations.sh [DIR]        DIR: runs/ablations
 set -eu
 cd "$(dirname "$0")/.."

@@ -182,18 +182,22 @@ def test_runs_are_grouped_by_settings_and_averaged_over_seeds(tmp_path):
 
 
 def test_the_ablation_table_has_a_row_for_each_finished_variant(tmp_path, monkeypatch, capsys):
-    for name, last in (("no_judge-0", 0.5), ("no_judge-1", 0.7), ("full-0", 0.9)):
+    for name, last in (("no_judge-0", 0.5), ("no_judge-1", 0.7), ("full-0", 0.9), ("full-1", 0.8)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps(
-            {"heldout_accuracy": [0.25, 0.3, 0.4, last], "funnel": [{"curriculum": 48}] * 3}))
+            {"heldout_accuracy": [0.25, 0.3, 0.4, last], "funnel": [{"curriculum": 48}] * 3,
+             "heldout_declined": [0.8, 0.7, 0.6, 0.5]}))
     (tmp_path / "no_grounding-0").mkdir()
     monkeypatch.setattr(sys, "argv", ["ablations.py", "table", str(tmp_path)])
     runpy.run_path(ROOT / "bench/ablations.py", run_name="__main__")
     table = capsys.readouterr().out.splitlines()
     assert table[2:] == [
-        "| full | 25.0 | 30.0 | 40.0 | 90.0 | 48 | 47.84 | 1 |",
-        # 50 and 70: mean 60, deviation sqrt(2 * 10^2 / 1) = 14.1
-        "| no judge | 25.0 ± 0.0 | 30.0 ± 0.0 | 40.0 ± 0.0 | 60.0 ± 14.1 | 48 |  | 2 |"]
+        "| full | 25.0 ± 0.0 | 30.0 ± 0.0 | 40.0 ± 0.0 | 85.0 ± 7.1 |  |  | 80.0 ± 0.0 "
+        "| 50.0 ± 0.0 | 48 | 47.84 | 2 |",
+        # 50 and 70: mean 60, deviation sqrt(2 * 10^2 / 1) = 14.1. Against full -40 and -10: mean
+        # -25, deviation 21.2, half interval 12.706 * 21.2 / sqrt(2) = 190.6
+        "| no judge | 25.0 ± 0.0 | 30.0 ± 0.0 | 40.0 ± 0.0 | 60.0 ± 14.1 | -25.0 "
+        "| -215.6 to +165.6 | 80.0 ± 0.0 | 50.0 ± 0.0 | 48 |  | 2 |"]
 
 
 @pytest.mark.parametrize("arguments, named", [([], "RUN"), (["nowhere"], "nowhere")])

@@ -1,5 +1,6 @@
 """The little world, its tokenizer, and whether the base model is a fair picture of a weak LLM."""
 import random
+from collections import Counter
 from statistics import mean
 
 import pytest
@@ -14,29 +15,74 @@ import tiny
 from verify import call_problem
 
 
-def test_the_world_is_sound():
-    rng = random.Random(0)
-    for task in tiny.heldout(100):
-        spec = generator.Spec(**task.spec)
-        draft = generator.read(tiny.generator_text(rng, task))
+DOMAINS = dict.fromkeys(tiny.NOUNS, 1.0)
+
+
+def cases(count, seed=0, manner="plain", **options):
+    """Cases of the world, of one manner."""
+    print("seed", seed)
+    rng = random.Random(seed)
+    return rng, [tiny.sample_case(rng, generator.sample_spec(rng, DOMAINS),
+                                  manners={manner: 1}, **options) for _ in range(count)]
+
+
+def test_a_plain_case_is_sound_and_right_is_paid_in_full():
+    rng, made = cases(100, heldout=True)
+    for case in made:
+        spec, task = generator.Spec(**case.task.spec), case.task
+        draft = generator.read(tiny.generator_text(rng, case))
         assert curriculum.structural_problem(draft, draft.task(spec)) is None
         paid = generator.reward(draft, 1.0, 1.0)
-        assert all(paid[part] == pytest.approx(1) for part in ("format", "validity", "curriculum"))
-        paid = solver.reward(tiny.solver_text(rng, task), task.answer)
-        assert paid["format"] == paid["accuracy"] == 1
-        for style in tiny.SOLVER_WRONG:
-            assert not solver.is_right(tiny.solver_text(rng, task, style), task.answer), style
+        assert list(paid.values()) == pytest.approx([1, 1, 1])
+        assert list(solver.reward(tiny.solver_text(rng, case), task.answer).values()) == [1, 1]
+        for style in {*tiny.SOLVER_WRONG, *tiny.HURDLES.values()}:
+            assert not solver.is_right(tiny.solver_text(rng, case, style), task.answer), style
         assert len(task.tools) == spec.tools and not call_problem(task.answer, task.tools)
 
 
-def test_pretraining_never_shows_a_reserved_tool():
+def test_where_no_tool_fits_the_world_declines_and_is_paid_in_full():
     rng = random.Random(1)
-    seen = set()
-    for _ in range(500):
-        spec = generator.sample_spec(rng, dict.fromkeys(tiny.NOUNS, 1.0))
-        seen |= {tool["name"] for tool in tiny.sample_task(rng, spec).tools}
-    held = {call["name"] for task in tiny.heldout() for call in task.answer}
-    assert held and not held & seen
+    spec = generator.Spec("travel", "single_turn", 4, 0)
+    case = tiny.sample_case(rng, spec)
+    draft = generator.read(tiny.generator_text(rng, case), no_call=True)
+    assert curriculum.structural_problem(draft, draft.task(spec)) is None
+    assert list(generator.reward(draft, 1.0, 1.0).values()) == pytest.approx([1, 1, 1])
+    assert list(solver.reward(tiny.solver_text(rng, case), []).values()) == [1, 1]
+    assert not solver.is_right(tiny.solver_text(rng, case, "other_tool"), [])
+
+
+def test_each_failure_of_the_generator_is_what_its_part_of_the_method_looks_for():
+    """An open question is grounded and valid; a brief one lacks a value, which grounding sees; a
+    twin is grounded and valid, and calls the wrong one of two tools."""
+    rng, made = cases(50, 2, "open")
+    for case in made:
+        draft = generator.read(tiny.generator_text(rng, case))
+        assert curriculum.structural_problem(draft, case.task) is None
+        assert tiny.OR in case.task.question
+    rng, made = cases(50, 3, "brief")
+    for case in made:
+        draft = generator.read(tiny.generator_text(rng, case))
+        assert generator.validity_reward(draft) == pytest.approx(0.8)
+        assert curriculum.structural_problem(draft, case.task) == "not_grounded"
+    rng, made = cases(50, 4)
+    for case in made:
+        draft = generator.read(tiny.generator_text(rng, case, "twin"))
+        assert generator.validity_reward(draft) == pytest.approx(1)
+        assert draft.calls[0]["name"] != case.wanted[0]["name"]
+        assert draft.calls[0]["name"].split("_")[0] == case.wanted[0]["name"].split("_")[0]
+
+
+def test_every_set_of_hurdles_has_two_verbs():
+    met = {verb: tuple(tiny.hurdles(tiny.Case(None, [{"name": f"{verb}_x", "arguments": {}}], "")))
+           for verb in tiny.VERBS}
+    assert len(set(met.values())) == 8 and set(Counter(met.values()).values()) == {2}
+
+
+def test_pretraining_never_shows_a_reserved_tool():
+    _, made = cases(500, 5)
+    seen = {(case.task.spec["domain"], tool["name"]) for case in made for tool in case.task.tools}
+    held = {(task.spec["domain"], call["name"]) for task in tiny.heldout() for call in task.answer}
+    assert len(held) == 8 * 16 and not held & seen
 
 
 def test_heldout_tasks_are_all_different():
@@ -103,8 +149,8 @@ def test_the_base_generates_and_judges(base):
               for group in lms.sample(base, prompts, 1, (2,), 1.0, 320, 64)]
     assert 0.3 <= mean(generator.format_reward(draft) == 1 for draft in drafts) <= 0.8
     good, bad = [], []
-    for task in tiny.heldout(60):
-        messages, score = tiny.judge_example(rng, task)
+    for case in cases(60, 6, heldout=True)[1]:
+        messages, score = tiny.judge_example(rng, case)
         (good if score in "45" else bad).append(lms.encode_chat(base.tokenizer, messages))
     ids = lms.choice_ids(base.tokenizer, messages, "12345")
     scores = [mean(lms.choose(base, rows, ids, 64)) for rows in (good, bad)]
