@@ -3,9 +3,9 @@ pretrained on.
 
 It stands in for a weak instruction-tuned LLM. Through exactly the prompts that a large model gets
 it speaks all three roles (Generator, Solver, judge). It knows how to do the job, and mostly does
-not do it: in most domains its prevailing habit is wrong (prose, another call syntax, the wrong
-tool, a missing argument, a missing tag), and the rest of the time it answers well. Self-play has
-to find the right behaviour and strengthen it.
+not do it: as Solver it falls into a wrong habit at each of three hurdles, and as Generator it
+mostly writes what that Solver finds trivial or hopeless. Self-play has to find the tasks between,
+and the right behaviour in them. docs/tiny.md says what each habit is for.
 
     python tiny.py        # rebuilds tiny/ from nothing: about half an hour on one core
 
@@ -243,8 +243,8 @@ def hurdles(case):
 
 
 def is_strong(domain, hurdle):
-    """Is the base Solver strong at a hurdle? In two of the eight domains, other ones for each."""
-    return list(NOUNS).index(domain) % 4 == list(HURDLES).index(hurdle)
+    """Is the base Solver strong at a hurdle? In half of the domains, other ones for each."""
+    return bool(list(NOUNS).index(domain) >> list(HURDLES).index(hurdle) & 1)
 
 
 def solver_style(rng, case):
