@@ -320,7 +320,7 @@ def generator_text(rng, case, style="right"):
 def judge_example(rng, case):
     """Judge prompt and score: 5 for a sound and trivial task, 5 or 4 for any other sound one; 1 or
     2 for what is open, lacks a value, or is answered wrongly."""
-    task, damage = case.task, rng.choice((None, None, "name", "value", "missing"))
+    task, damage = case.task, rng.choice((None, None, None, "name", "value", "missing"))
     calls = [call | {"arguments": dict(call["arguments"])} for call in task.answer]
     if case.manner in ("open", "brief"):
         return curriculum.judge_prompt(task), rng.choice("1112")
