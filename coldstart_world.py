@@ -18,6 +18,7 @@ import generator
 import solver
 from verify import Task
 
+RECORD = "coldstart.json"      # beside the weights: the settings that made them, and the losses
 ROLES = {"solver": 0.7, "generator": 0.2, "judge": 0.1}     # shares of the examples
 GIVEN_MENU = 0.15         # of the Generator's examples: the prompt brings the tools
 NO_TOOL_FITS = 0.08       # of the Solver's examples
@@ -594,3 +595,10 @@ def examples(seed, step, steps, size):
     of the steps. They depend on nothing else, so that a run can go on anywhere."""
     return [example(random.Random(f"{seed} {step} {n}"), max(0.0, 1 - 2 * step / steps))
             for n in range(size)]
+
+
+def questions(seed, step, steps, size):
+    """The questions in those examples: what the audit for overlap reads."""
+    said = [(messages[-1]["content"] + completion).rpartition("<question>")[2]
+            for messages, completion in examples(seed, step, steps, size)]
+    return [text.partition("</question>")[0].partition("\n<available_tools>")[0] for text in said]
