@@ -137,10 +137,10 @@ def conclude(name, rows, texts, problems, read):
 def load_sets(args):
     """{set: rows} of --benchmarks."""
     for name in args.benchmarks:
-        if name not in BENCHMARKS:
+        if name not in (*BENCHMARKS, *LOADERS):
             raise Refused(f"no benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
     return {name: load(name, args.data or DATA, args.limit) for name in LOADERS
-            if name.partition("_")[0] in args.benchmarks}
+            if {name, name.partition("_")[0]} & {*args.benchmarks}}
 
 
 def score_again(args):
