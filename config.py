@@ -132,6 +132,7 @@ SMALL = dict(   # 135M to 0.5B parameters after a cold start, on two CPU cores o
     pool_size=320, curriculum_size=96,
     max_prompt=1536, max_completion=640, max_verify=256,      # a menu of 8 tools takes 500 tokens
     learning_rate=2e-5,        # the steps are a half of the paper's, the model a tenth as large
+    sample_rows=24,            # two ranks share even the 48 samples of a step
     micro_tokens=4096, gradient_checkpointing=False, heldout_tasks=100, save_every=2)
 PRESETS = {
     "paper": {},
