@@ -112,8 +112,10 @@ def accuracy_reward(calls, gold, s_val=value_share):
         s_val: value_share (the paper's) or strict_value_share.
     """
     predictions = len(calls.calls) + calls.malformed
-    if predictions > MAX_ITEMS or not gold:
-        return float(predictions == len(gold))
+    if not gold:
+        return float(predictions == 0)
+    if predictions > MAX_ITEMS:
+        return 0.0
     unused, total = list(calls.calls), 0.0
     for gold_call in gold:
         scores = [call_similarity(call, gold_call, s_val) for call in unused]
