@@ -221,8 +221,8 @@ def heldout(size=HELDOUT_TASKS, fits=True):
 # many cases, in the domains where it is weak and where it is strong.
 HURDLES = {"code": "python", "person": "decline", "long": "short"}
 WEAK, STRONG = 0.3, 0.6
-SOLVER_WRONG = ("prose", "python", "short", "untagged", "other_tool")
-SLIPS = 0.05                  # share of wrong answers of any kind, hurdles or not
+SLIPS = 0.05, ("prose", "untagged", "other_tool")     # share of other wrong answers, anywhere: no
+                              # hurdle's habit, or trivial tasks would teach how to take hurdles
 DECLINES = 0.8                # share of right answers where no tool fits
 USUALLY = 0.6                 # share of values that are the usual one where the question names none
 # What the base Generator likes: tasks that the base Solver finds trivial or hopeless, rarely others
@@ -254,7 +254,8 @@ def solver_style(rng, case):
     for hurdle in hurdles(case):
         if rng.random() > (STRONG if is_strong(case.task.spec["domain"], hurdle) else WEAK):
             return HURDLES[hurdle]
-    return rng.choice(SOLVER_WRONG) if rng.random() < SLIPS else "right"
+    share, styles = SLIPS
+    return rng.choice(styles) if rng.random() < share else "right"
 
 
 def generator_style(rng, domain):

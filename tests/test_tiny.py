@@ -35,7 +35,7 @@ def test_a_plain_case_is_sound_and_right_is_paid_in_full():
         paid = generator.reward(draft, 1.0, 1.0)
         assert list(paid.values()) == pytest.approx([1, 1, 1])
         assert list(solver.reward(tiny.solver_text(rng, case), task.answer).values()) == [1, 1]
-        for style in {*tiny.SOLVER_WRONG, *tiny.HURDLES.values()}:
+        for style in {*tiny.SLIPS[1], *tiny.HURDLES.values()}:
             assert not solver.is_right(tiny.solver_text(rng, case, style), task.answer), style
         assert len(task.tools) == spec.tools and not call_problem(task.answer, task.tools)
 
