@@ -14,7 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import model as lms
 import solver
 import tiny
-from conftest import ROOT, call, free_port, start
+from conftest import ROOT, call, call_ranks
 
 
 @pytest.fixture(scope="module")
@@ -280,17 +280,13 @@ def test_model_alone_samples_from_a_checkpoint_as_its_head_says(tmp_path):
     recipe = recipe.replace('"DIR"', repr(str(tiny.PATH))).replace("cuda", "cpu")
     (tmp_path / "use.py").write_text(
         f"from model import *\n{recipe}\nprint(len(groups[0]), 'rows')")
-    assert "8 rows" in call(sys.executable, "use.py", cwd=tmp_path, variables={"PYTHONPATH": ""})
+    assert "8 rows" in call(sys.executable, "use.py", cwd=tmp_path, fresh=True,
+                            variables={"PYTHONPATH": ""})
 
 
 def test_one_two_and_four_ranks_draw_the_same(tmp_path):
     drawn = []
     for world in (1, 2, 4):
-        port = free_port()
-        ranks = [start(sys.executable, ROOT / "tests/sample_worker.py", tmp_path / "drawn.json",
-                       variables={"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1",
-                                  "MASTER_PORT": port}) for rank in range(world)]
-        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
-        assert all(rank.returncode == 0 for rank in ranks), outputs[0][-3000:]
+        call_ranks(world, sys.executable, ROOT / "tests/sample_worker.py", tmp_path / "drawn.json")
         drawn.append((tmp_path / "drawn.json").read_text())
     assert drawn[0] == drawn[1] == drawn[2] and len(json.loads(drawn[0])[0]) == 7

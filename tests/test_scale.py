@@ -1,5 +1,5 @@
-"""From the laptop to the paper: several machines, the user's DeepSpeed settings,
-tools and domains, ablations."""
+"""From the laptop to the paper: the user's DeepSpeed settings, tools and domains, memory,
+ablations."""
 import dataclasses
 import json
 import random
@@ -15,7 +15,7 @@ import engine
 import generator
 from cli import Refused
 from config import Config, directory_problem, parse, record
-from conftest import ROOT, SMALL, call, free_port, lines, start
+from conftest import ROOT, SHORT, SMALL, call, lines
 from disk import write_json
 from verify import canonical
 
@@ -71,32 +71,6 @@ def test_offload_and_csv_monitor(tmp_path):
     logged = [row["reward"] for row in lines(path / "metrics.jsonl") if row["phase"] == "solver"]
     csv = (tmp_path / "csv/small/solver_reward.csv").read_text().split("\n")[1:]
     assert [float(row.split(",")[1]) for row in csv if row] == pytest.approx(logged)
-
-
-# Several machines --------------------------------------------------------------------------------
-
-
-def test_two_nodes_give_what_one_node_with_two_ranks_gives(tmp_path):
-    (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
-    port = free_port()
-    nodes = [start("deepspeed", "--hostfile", tmp_path / "hosts", "--no_ssh", "--node_rank", rank,
-                   "--master_addr", "127.0.0.1", "--master_port", port,
-                   "selfplay.py", "--run_dir", tmp_path / "two", *SMALL)
-             for rank in (0, 1)]
-    output = [node.communicate(timeout=300)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], output[0][-3000:]
-    call("deepspeed", "--num_gpus", 2, "--master_port", free_port(),
-         "selfplay.py", "--run_dir", tmp_path / "one", *SMALL)
-    assert ((tmp_path / "two/metrics.jsonl").read_text()
-            == (tmp_path / "one/metrics.jsonl").read_text())
-
-
-def test_a_directory_that_one_node_does_not_see_is_refused(tmp_path):
-    """The second rank is started where the relative run directory is another one."""
-    code, output = call(sys.executable, ROOT / "tests/blind_worker.py", tmp_path, free_port(),
-                        *SMALL, ok=False)
-    assert (code == 2 and "is not on a file system that all ranks share" in output
-            and "Traceback" not in output)
 
 
 # fp32 weights from phase to phase ----------------------------------------------------------------
@@ -168,7 +142,7 @@ def test_explain_names_a_source_for_every_setting():
     ["--freeze_generator", "--no_difficulty", "--no_cross_verification", "--strict_values"]])
 def test_ablations_run(tmp_path, flags):
     path = tmp_path / "run"
-    call(sys.executable, "selfplay.py", "--run_dir", path, *SMALL, *flags, "--assert_invariants")
+    call(sys.executable, "selfplay.py", "--run_dir", path, *SHORT, *flags, "--assert_invariants")
     rows = lines(path / "metrics.jsonl")
     funnel = next(row["funnel"] for row in rows if row["phase"] == "curriculum")
     if "--freeze_generator" in flags:
@@ -186,7 +160,7 @@ def test_ablations_run(tmp_path, flags):
 
 def test_own_tools_stand_in_every_task(tmp_path):
     path = tmp_path / "run"
-    call(sys.executable, "selfplay.py", "--run_dir", path, *SMALL, "--tools", TOOLS,
+    call(sys.executable, "selfplay.py", "--run_dir", path, *SHORT, "--tools", TOOLS,
          "--assert_invariants")
     config, _ = parse(["--tools", str(TOOLS), "--run_dir", str(tmp_path / "other")])
     own = set(map(canonical, config.own_tools))
