@@ -717,7 +717,7 @@ def as_cuda_graph(step):
     return graph.replay
 
 
-@torch.no_grad()
+@torch.inference_mode()      # no_grad, at a lower price for each small operation
 def sample_chunk(lm, prompts, keys, temperature, max_tokens):
     """The rows of one batch: for each prompt, a list of Rollouts.
 
