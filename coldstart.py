@@ -28,6 +28,7 @@ import coldstart_world
 import model as lms
 import serving
 from cli import Parser, Refused, checked, positive, refuse
+from disk import write_json
 
 WARM_UP = 0.05               # share of the steps
 MOST_GRADIENT = 1.0          # norm at which the gradient is clipped
@@ -42,7 +43,7 @@ class Trainer:
     Every rank holds the whole model; a step's examples are shared among the ranks.
 
     Attributes:
-        step: steps taken so far.
+        losses: of each step taken.
         masters: {name: fp32 weight}; the model's own are these, rounded to its dtype.
     """
 
@@ -55,7 +56,7 @@ class Trainer:
             dtype: what the model is to compute in.
             micro_tokens: tokens of one forward pass; a longer example comes alone.
         """
-        self.lm, self.steps, self.step = lm, steps, 0
+        self.lm, self.steps, self.losses = lm, steps, []
         self.learning_rate, self.micro_tokens = learning_rate, micro_tokens
         self.masters = {name: param.detach().clone() for name, param in lm.model.named_parameters()}
         for param, master in self.pairs():
@@ -63,6 +64,11 @@ class Trainer:
             master.grad = torch.zeros_like(master)
         self.optimizer = torch.optim.AdamW(self.masters.values(), betas=(0.9, 0.98),
                                            weight_decay=0.01, fused=True)
+
+    @property
+    def step(self):
+        """Steps taken so far."""
+        return len(self.losses)
 
     def pairs(self):
         """(weight of the model, its master) one after the other."""
@@ -95,6 +101,7 @@ class Trainer:
             raise Refused(f"the loss is {loss.item()} at step {self.step + 1}: give a lower "
                           "--learning_rate")
         self.update()
+        self.losses.append(loss.item())
         return loss.item(), sum(map(length, rows))
 
     @torch.no_grad()
@@ -105,7 +112,6 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
         self.refresh()
-        self.step += 1
 
     @torch.no_grad()
     def refresh(self):
@@ -115,7 +121,7 @@ class Trainer:
     def save(self, path, settings):
         """Write all that the next step depends on, replacing the file as a whole."""
         part = path.with_suffix(".part")
-        torch.save({"settings": settings, "step": self.step, "masters": self.masters,
+        torch.save({"settings": settings, "losses": self.losses, "masters": self.masters,
                     "optimizer": self.optimizer.state_dict()}, part)
         os.replace(part, path)
 
@@ -130,7 +136,7 @@ class Trainer:
         if differ:
             raise Refused(f"{path} is of a run with another --{differ[0]} "
                           f"({state['settings'][differ[0]]}): give that, or another --out")
-        self.step = state["step"]
+        self.losses = state["losses"]
         self.optimizer.load_state_dict(state["optimizer"])
         for name, master in self.masters.items():
             master.copy_(state["masters"][name])
@@ -225,9 +231,11 @@ def run(args):
         if first and (trainer.step % args.save_every == 0 or trainer.step == args.steps):
             trainer.save(state, settings)
 
-    train(trainer, lambda step: coldstart_world.examples(args.seed, step, args.steps, args.batch), save)
+    train(trainer, lambda step: coldstart_world.examples(args.seed, step, args.steps, args.batch),
+          save)
     if first:
         serving.write_checkpoint(args.out, lm, trainer.masters)
+        write_json(args.out / coldstart_world.RECORD, {"settings": settings, "losses": trainer.losses})
         state.unlink(missing_ok=True)
         print(f"wrote {args.out}")
     lms.leave_group()

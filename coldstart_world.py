@@ -18,6 +18,7 @@ import generator
 import solver
 from verify import Task
 
+RECORD = "coldstart.json"      # beside the weights: the settings that made them, and the losses
 ROLES = {"solver": 0.7, "generator": 0.2, "judge": 0.1}     # shares of the examples
 GIVEN_MENU = 0.15         # of the Generator's examples: the prompt brings the tools
 NO_TOOL_FITS = 0.08       # of the Solver's examples
@@ -41,7 +42,7 @@ cancel revoke withdraw | call_off | code date person text
 send deliver dispatch forward | pass_on | email text person topic
 share publish post | put_out | person topic url flag
 check verify validate confirm | make_sure_of | code date place email
-calculate compute estimate | work_out figure_out | number count year enum
+calculate compute estimate | work_out figure_out | number count year amount
 predict forecast project | foresee | place date number limit
 compare contrast | weigh_up | origin target year enum
 convert transform | turn_over | number origin target enum
@@ -117,28 +118,30 @@ MODIFIERS = """daily weekly monthly public private nearby active recent upcoming
     internal temporary featured random legacy secondary quick""".split()
 KINDS = {  # kind -> names of its parameters | wordings of a value ({w}: the name) | values
     "place": "city location town place region address area city_name venue site"
-             "| in {v}; near {v}; around {v}|{place};{place};{place};{Word}",
+             "| in {v}; near {v}; around {v};. I am in {v}|{place};{place};{place};{Word}",
     "origin": "origin from start source departure_city from_city start_point| from {v}"
               "|{place};{place};{Word}",
     "target": "destination to target arrival_city to_city end_point| to {v}|{place};{place};{Word}",
     "person": "name customer user person patient employee author owner client full_name username "
-              "guest_name contact assignee| for {v}; belonging to {v}; of {v}"
+              "guest_name contact assignee| for {v}; belonging to {v}; of {v};. My name is {v}"
               "|{first};{first} {last};{first} {last};{word}{digit}",
     "date": "date day start_date due_date check_in when delivery_date end_date from_date"
-            "| on {v}; for {v}; dated {v}"
+            "| on {v}; for {v}; dated {v};. It has to be {v}"
             "|%Y-%m-%d;%Y-%m-%d;%d %B %Y;%B %d, %Y;%m/%d/%Y;%d.%m.%Y;next %A;%A;%B %d;tomorrow",
     "time": "time hour start_time at departure_time alarm| at {v}"
             "|%H:%M;%H:%M;{digit}:%M pm;{digit}am;noon",
     "code": "id code reference order_id tracking_number sku account_number ticket_id serial key "
-            "item_id user_id postal_code uuid ref symbol| with {w} {v}; number {v}; {v}"
+            "item_id user_id postal_code uuid ref symbol"
+            "| with {w} {v}; number {v}; {v};. The {w} I got is {v}"
             "|{letters}-{number};{letters}{number};{number}{digit}{number};{word}_{number}"
             ";{letters};{digit}{word}{number}",
-    "email": "email recipient_email contact_email mail to_address| via {v}; to {v}"
+    "email": "email recipient_email contact_email mail to_address"
+             "| via {v}; to {v};. You reach me at {v}"
              "|{word}.{thing}@{adjective}.com;{word}{digit}@{word}.org;{adjective}@{thing}.net",
     "url": "url link website image_url source_url| at {v}; from {v}"
            "|https://{word}.com/{thing};https://www.{word}.org/{number};www.{thing}{word}.net",
     "topic": "topic subject query keyword q theme category interest search_term tag"
-             "| about {v}; on {v}; related to {v}"
+             "| about {v}; on {v}; related to {v};. What interests me is {v}"
              "|{thing};{adjective} {thing};{adjective} {thing};{word} {thing};{word}",
     "text": "message text note content comment description reason body caption"
             '| saying "{v}"; with the {w} "{v}"; that reads "{v}"'
@@ -155,6 +158,10 @@ KINDS = {  # kind -> names of its parameters | wordings of a value ({w}: the nam
     "year": "year season_year release_year birth_year from_year| in {v}; from {v}|",
     "number": "price amount budget weight height rate temperature distance radius latitude value "
               "threshold score percentage longitude total x||",
+    "amount": "quantity dose depth duration weight volume length distance period range width"
+              "| of {v}; for {v}; with {v}"
+              "|{digit} kg;{number} km;{digit} hours;{digit} weeks;{number} ml;{digit}0 minutes"
+              ";{digit}0%;{digit}.5 miles;{number} dollars;{digit} GB",
     "flag": "include_tax verbose notify express overwrite recursive gift_wrap is_public round_trip "
             "pet_friendly safe_search draft breakfast_included auto_renew open_now show_hidden"
             "| with {w} turned {v}|",
@@ -200,9 +207,13 @@ ADJECTIVES = """silent golden northern crooked blue hidden ancient bright gentle
     wandering modern marine urban wild vintage electric hollow lucky tropical""".split()
 SAID_OF_TOOLS = ("{v} the {n}", "{v} a {n}", "{s} the {n}", "{s} a {n}", "Use this to {v} a {n}",
                  "Lets the user {v} a {n} and returns the result", "{s} the current {n}",
-                 "Call this when the user wants to {v} a {n}", "A service for {n} data: {v}")
+                 "Call this when the user wants to {v} a {n}", "A service for {n} data: {v}",
+                 "{s} one {n}. An error comes back where it is unknown or the input is incomplete",
+                 "This operation helps teams to {v} any {n} that they are allowed to see; results "
+                 "come in pages, newest first")
 SAID_OF_PARAMETERS = ("The {w} of the {n}", "{w} of the {n}", "The {w}", "{w} to use", "Which {w}",
                       "Specifies the {w} for the {n}", "The {w} that the user asks for")
+EXAMPLES = (", e.g. {}", " (for example {})", ". Form: {}", " such as {}")
 PLAIN = (" with {w} {v}", ", {w}: {v}", " using {v} as the {w}", " where the {w} is {v}",
          " ({w} {v})", ", {w} = {v}", " and {v} for the {w}", ", {w} {v}", " and set {w} to {v}",
          ". The {w} is {v}", ". Use {v} as {w}", ". For the {w}, take {v}", ", {w} should be {v}")
@@ -216,6 +227,7 @@ AND_THEN = (". Also, ", " and then ", ", and also ", ". After that, ", "; next, 
 AGAIN = (", and once more", "; the same again", ", and a second time", ". Do it again")
 ASKING = ("Sure, anything else?", "Of course. What are the details?", "Go on, please.",
           "Happy to help. What do you need exactly?")
+ASKING_FOR = ("What is the {w}?", "Sure. Which {w}?", "I still need the {w}.", "And the {w}?")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -227,10 +239,11 @@ def invented(rng):
     return "".join(rng.choices(SYLLABLES, k=rng.randint(2, 3)))
 
 
-def fill(rng, form):
-    """A form such as "the {Adjective} {thing}" with random words in its gaps."""
+def fill(rng, form, lean=False):
+    """A form such as "the {Adjective} {thing}" with random words in its gaps; `lean`: no invented
+    ones."""
     words = {"thing": rng.choice(THINGS), "adjective": rng.choice(ADJECTIVES),
-             "word": invented(rng)}
+             "word": rng.choice(THINGS) if lean else invented(rng)}
     words |= {name.capitalize(): word.capitalize() for name, word in words.items()}
     letters = "".join(rng.choices("ABCDEFGHKLMNPRSTVXZ", k=rng.randint(2, 4)))
     return form.format(**words, letters=letters, place=rng.choice(PLACES), digit=rng.randint(2, 9),
@@ -238,8 +251,8 @@ def fill(rng, form):
                        last=rng.choice(LAST_NAMES))
 
 
-def sample_value(rng, kind, values=()):
-    """A JSON value of the kind; `values` are those of an enum."""
+def sample_value(rng, kind, values=(), lean=False):
+    """A JSON value of the kind; `values` are those of an enum, `lean` as in `fill`."""
     if kind == "enum":
         return rng.choice(values)
     if kind == "flag":
@@ -255,7 +268,7 @@ def sample_value(rng, kind, values=()):
     if kind in ("date", "time"):
         moment = datetime(2023, 1, 1, 8) + timedelta(rng.randrange(1500), rng.randrange(168) * 300)
         form = moment.strftime(form)
-    return fill(rng, form)
+    return fill(rng, form, lean)
 
 
 def styled(words, style):
@@ -309,7 +322,7 @@ class Made:
 def make_parameters(rng, kinds, noun, style, most):
     """{name: (kind, words, values of an enum)}, at most `most` of them: each time other ones."""
     found = {}
-    for _ in range(min(rng.choice((0, 1, 1, 2, 2, 2, 3, 3, 4)), most)):
+    for _ in range(min(rng.choice((0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 6)), most)):
         kind = rng.choice(kinds if rng.random() < 0.7 else list(KINDS))
         base = rng.choice(KINDS[kind][0])
         words = base.split("_")
@@ -331,8 +344,8 @@ def schema(rng, kind, words, values, noun, described):
         text = rng.choice(SAID_OF_PARAMETERS).format(w=words, n=noun)
         if values and not listed:
             text += f": {', '.join(values)}"
-        elif rng.random() < 0.15 and kind != "flag":
-            text += f", e.g. {sample_value(rng, kind, values)}"
+        elif rng.random() < 0.3 and kind != "flag":
+            text += rng.choice(EXAMPLES).format(sample_value(rng, kind, values))
         found["description"] = text[0].upper() + text[1:]
     return found
 
@@ -350,10 +363,14 @@ def make_tool(rng, verbs, noun, style, described, most):
     verb, thing = rng.choice(verbs[0]), " ".join(noun)
     inner = "camel" if style in ("camel", "Pascal") and rng.random() < 0.9 else "snake"
     parameters = make_parameters(rng, verbs[2], noun, inner, most)
-    said = rng.choice(SAID_OF_TOOLS[:None if described else 3])
-    said = said.format(v=verb, s=third_person(verb), n=thing)
+    key = ""
     if described and parameters and rng.random() < 0.3:
-        said += " by " + rng.choice(list(parameters.values()))[1]
+        key = " by " + rng.choice(list(parameters.values()))[1]
+    said = rng.choice(SAID_OF_TOOLS[:None if described else 3])
+    said = said.format(v=verb, s=third_person(verb), n=thing + key)
+    if described and rng.random() < 0.15:      # names that are no parameters
+        fields = make_parameters(rng, list(KINDS), noun, inner, 4)
+        said += ". Gives back an object with " + (", ".join(fields) or "nothing in it")
     tool = {"name": tool_name(rng, verb, noun, style),
             "description": said[0].upper() + said[1:] + rng.choice(("", ".")),
             "parameters": {name: schema(rng, *parameter, thing, described)
@@ -368,9 +385,11 @@ def make_menu(rng, domain, size, lean):
     """`size` Made tools of a domain; most of them share a verb or a noun with the first.
 
     Args:
-        lean: short descriptions and few parameters, so that the Generator can write it all.
+        lean: short descriptions, few parameters and no invented words, so that the Generator can
+            write it all.
     """
-    style = rng.choice(("camel", "camel", "snake", "snake", "Pascal", "kebab", "dotted", "flat"))
+    styles = ("camel", "camel", "snake", "snake", "Pascal", "kebab", "dotted", "flat")
+    style = rng.choice(styles[:-1] if lean else styles)
     described = not lean and rng.choice((False, True, True, "python"))
     menu, seen = {}, []
     while len(menu) < size:
@@ -378,14 +397,14 @@ def make_menu(rng, domain, size, lean):
         if rng.random() < 0.35:
             noun = [*noun, rng.choice(ASPECTS)]
         if rng.random() < 0.2:
-            noun = [rng.choice(MODIFIERS) if rng.random() < 0.7 else invented(rng), *noun]
+            noun = [rng.choice(MODIFIERS) if lean or rng.random() < 0.7 else invented(rng), *noun]
         if seen and rng.random() < 0.6:
             verbs, noun = (verbs, seen[0][1]) if rng.random() < 0.6 else (seen[0][0], noun)
         if (verbs, noun) not in seen:
             seen.append((verbs, noun))
             made = make_tool(rng, verbs, noun,
                              style if rng.random() < 0.9 else rng.choice(("camel", "snake")),
-                             described, 4 if not menu else 2 if lean else 3)
+                             described, 2 if lean and menu else 4 if lean else 6)
             menu.setdefault(made.tool["name"], made)
     return list(menu.values())
 
@@ -394,12 +413,12 @@ def make_menu(rng, domain, size, lean):
 # Tasks
 
 
-def make_call(rng, made):
-    """A call that gives what is required, and every second of the other arguments."""
+def make_call(rng, made, lean):
+    """A call that gives what is required, and some of the other arguments."""
     return {"name": made.tool["name"],
-            "arguments": {name: sample_value(rng, kind, values)
+            "arguments": {name: sample_value(rng, kind, values, lean)
                           for name, (kind, _, values) in made.parameters.items()
-                          if name in made.tool["required"] or rng.random() < 0.5}}
+                          if name in made.tool["required"] or rng.random() < 0.4}}
 
 
 def spoken(rng, value, kind):
@@ -416,16 +435,33 @@ def spoken(rng, value, kind):
 
 
 def phrases(rng, made, arguments, natural):
-    """What a question says of each argument: a list of strings, shuffled now and then."""
+    """What a question says of each argument, shuffled now and then: [(phrase, name in words, value
+    as it is spoken)]."""
     kinds, found = [made.parameters[name][0] for name in arguments], []
     for (name, value), kind in zip(arguments.items(), kinds):
         # Two values of one kind need their names.
         wordings = [w for w in KINDS[kind][1] if w and natural and kinds.count(kind) == 1] or PLAIN
-        found.append(rng.choice(wordings).format(v=spoken(rng, value, kind),
-                                                 w=made.parameters[name][1]))
+        words, value = made.parameters[name][1], spoken(rng, value, kind)
+        found.append((rng.choice(wordings).format(v=value, w=words), words, value))
     if rng.random() < 0.3:
         rng.shuffle(found)
     return found
+
+
+def joined(said):
+    return "".join(phrase for phrase, _, _ in said)
+
+
+def conversation(rng, request, said):
+    """The request in two messages or more: the agent asks for what the first one left out."""
+    cut = rng.randint(0, len(said))
+    text, rest = f"User: {request}{joined(said[:cut])}.", said[cut:]
+    if len(rest) in (1, 2) and rng.random() < 0.5:
+        for _, words, value in rest:
+            text += f"\nAgent: {rng.choice(ASKING_FOR).format(w=words)}\nUser: {value}."
+        return text
+    rest = joined(rest).lstrip(" ,.") or "no, that is all"
+    return f"{text}\nAgent: {rng.choice(ASKING)}\nUser: {rest[0].upper()}{rest[1:]}."
 
 
 def make_question(rng, wanted, calls, context):
@@ -445,14 +481,11 @@ def make_question(rng, wanted, calls, context):
         verb = made.verbs[0] if rng.random() < 0.4 else rng.choice(made.verbs)
         action = verb + rng.choice((" ", " the ", " a ", " my ")) + made.noun
         if context == "multi_turn":
-            cut = rng.randint(0, len(said))
-            rest = "".join(said[cut:]).lstrip(" ,.") or "no, that is all"
-            return (f"User: {opening}{action}{''.join(said[:cut])}.\nAgent: {rng.choice(ASKING)}\n"
-                    f"User: {rest[0].upper()}{rest[1:]}.")
+            return conversation(rng, opening + action, said)
         if n and made is wanted[0]:
-            text += rng.choice(AGAIN) + "".join(said)
+            text += rng.choice(AGAIN) + joined(said)
         else:
-            text += (rng.choice(AND_THEN) if n else "") + action + "".join(said)
+            text += (rng.choice(AND_THEN) if n else "") + action + joined(said)
     if len(text) < 26:
         text = "right now I need this: " + text
     end = "?" if "you " in opening else rng.choice(("", ".", ".", "!"))
@@ -466,7 +499,7 @@ def make_task(rng, spec, lean=False):
     wanted = made[:max(1, spec.calls)]
     if spec.calls == 2 and rng.random() < 0.4 and made[0].parameters:
         wanted = [made[0]] * 2
-    calls = [make_call(rng, tool) for tool in wanted]
+    calls = [make_call(rng, tool, lean) for tool in wanted]
     question = make_question(rng, wanted, calls, spec.context)
     if spec.calls == 0:
         made, calls = made[1:], []
@@ -480,13 +513,18 @@ def make_task(rng, spec, lean=False):
 
 
 def plan(calls):
-    """The calls in short."""
-    clauses = []
+    """The calls in short, one a line. Names and values stand here as in menu and answer, with no
+    space before them, so that they are the same tokens everywhere.
+
+    >>> plan([{"name": "get_tide", "arguments": {"place": "Oslo", "days": 3}}])
+    'get_tide(place="Oslo",days=3)'
+    """
+    lines = []
     for call in calls:
-        given = [f"{name} = {value if isinstance(value, str) else json.dumps(value)}"
+        given = [f"{name}={json.dumps(value, ensure_ascii=False)}"
                  for name, value in call["arguments"].items()]
-        clauses.append(f"{call['name']} with {', '.join(given)}" if given else call["name"])
-    return "; ".join(clauses)
+        lines.append(f"{call['name']}({','.join(given)})")
+    return "\n".join(lines)
 
 
 def solver_text(task):
@@ -497,8 +535,8 @@ def solver_text(task):
 
 def generator_text(task):
     """A Generator's completion; question, tools and calls copy from the plan before them."""
-    names = ", ".join(tool["name"] for tool in task.tools)
-    return (f"<think>tools: {names}. calls: {plan(task.answer)}</think>\n"
+    names = json.dumps([tool["name"] for tool in task.tools], ensure_ascii=False)
+    return (f"<think>{names}\n{plan(task.answer)}</think>\n"
             f"<question>{task.question}</question>\n"
             f"<available_tools>{json.dumps(task.tools, ensure_ascii=False)}</available_tools>\n"
             f"<tool_call_answer>{json.dumps(task.answer, ensure_ascii=False)}</tool_call_answer>")
@@ -557,3 +595,10 @@ def examples(seed, step, steps, size):
     of the steps. They depend on nothing else, so that a run can go on anywhere."""
     return [example(random.Random(f"{seed} {step} {n}"), max(0.0, 1 - 2 * step / steps))
             for n in range(size)]
+
+
+def questions(seed, step, steps, size):
+    """The questions in those examples: what the audit for overlap reads."""
+    said = [(messages[-1]["content"] + completion).rpartition("<question>")[2]
+            for messages, completion in examples(seed, step, steps, size)]
+    return [text.partition("</question>")[0].partition("\n<available_tools>")[0] for text in said]

@@ -126,11 +126,13 @@ TINY = dict(
     gradient_checkpointing=False)
 SMALL = dict(   # 135M to 0.5B parameters after a cold start, on two CPU cores or one small GPU
     model="models/cold",       # what coldstart.py wrote
-    generator_steps=12, solver_steps=16, generator_prompts=8, solver_prompts=8, group_size=6,
-    pool_size=400, curriculum_size=120,       # an iteration in an hour on two cores
+    # A Generator's step costs three of a Solver's: it writes 400 tokens where the other one writes
+    # 80, and every task is tried. So few of these and many of those make an hour on two cores.
+    generator_steps=8, solver_steps=24, generator_prompts=8, solver_prompts=8, group_size=6,
+    pool_size=320, curriculum_size=96,
     max_prompt=1536, max_completion=640, max_verify=256,      # a menu of 8 tools takes 500 tokens
-    learning_rate=1e-5,        # the steps are a quarter of the paper's; above, small models break
-    micro_tokens=4096, gradient_checkpointing=False, heldout_tasks=200, save_every=2)
+    learning_rate=2e-5,        # the steps are a half of the paper's, the model a tenth as large
+    micro_tokens=4096, gradient_checkpointing=False, heldout_tasks=100, save_every=2)
 PRESETS = {
     "paper": {},
     "small": SMALL,

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import coldstart_world
 import model as lms
 import native
 import solver
@@ -136,10 +137,10 @@ def conclude(name, rows, texts, problems, read):
 def load_sets(args):
     """{set: rows} of --benchmarks."""
     for name in args.benchmarks:
-        if name not in BENCHMARKS:
+        if name not in (*BENCHMARKS, *LOADERS):
             raise Refused(f"no benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
     return {name: load(name, args.data or DATA, args.limit) for name in LOADERS
-            if name.partition("_")[0] in args.benchmarks}
+            if {name, name.partition("_")[0]} & {*args.benchmarks}}
 
 
 def score_again(args):
@@ -162,17 +163,29 @@ def compare(args):
 
 
 def overlap(args):
-    """Which questions of a run's curricula share an 8-gram with a benchmark's question?"""
-    questions = [(f"iteration {i}, line {n}", task.question)
-                 for i, tasks in curricula(args.overlap).items() for n, task in enumerate(tasks, 1)]
+    """Which questions of a run's curricula, or of a cold start's examples, share an 8-gram with a
+    benchmark's question?"""
+    record = args.overlap / coldstart_world.RECORD
+    if record.exists():
+        questions = coldstart_questions(**read_json(record)["settings"])
+    else:
+        questions = [(f"iteration {i}, line {n}", task.question)
+                     for i, tasks in curricula(args.overlap).items()
+                     for n, task in enumerate(tasks, 1)]
     for name, rows in load_sets(args).items():
         found = score.overlaps([question for _, question in questions], rows)
-        say(f"{name}: {len(found)} of {len(questions)} curriculum questions share {score.NGRAM} "
+        say(f"{name}: {len(found)} of {len(questions)} training questions share {score.NGRAM} "
             f"words in a row with one of {len(rows)} benchmark questions")
         for i, (ids, gram) in found.items():
             where, question = questions[i]
             more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
             say(f"    {where}: {question!r} shares {gram!r} with {', '.join(ids[:3])}{more}")
+
+
+def coldstart_questions(seed, steps, batch, **_):
+    """[(where it stands, question)] of every example of a cold start, made again from its settings."""
+    return [(f"step {step}, example {n}", question) for step in range(steps)
+            for n, question in enumerate(coldstart_world.questions(seed, step, steps, batch), 1)]
 
 
 def ask(args):
@@ -281,7 +294,7 @@ def parse(argv):
     parser.add_argument("--rows", type=positive, default=64, help="answers decoded together")
     parser.add_argument("--score", type=Path, metavar="DIR", help="score what --out wrote again")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two of --out")
-    parser.add_argument("--overlap", type=Path, metavar="RUN", help="audit a run's curricula")
+    parser.add_argument("--overlap", type=Path, metavar="RUN", help="audit a run's curricula, or a cold start")
     parser.add_argument("--cross_play", type=Path, metavar="RUN", help="writes RUN/cross_play.json")
     parser.add_argument("--native", nargs="?", const="auto", choices=native.NAMES, metavar="READER",
                         help="ask in the model's own prompt with tools=, and read the answer as "

@@ -27,8 +27,8 @@ from verify import Task, load_json, strip_fence
 
 INTENTS = ("AddToPlaylist", "BookRestaurant", "GetWeather", "PlayMusic", "RateBook",
            "SearchCreativeWork", "SearchScreeningEvent")
-CATEGORIES = ("simple_python", "multiple", "parallel", "parallel_multiple", "live_simple",
-              "live_multiple", "irrelevance")
+NON_LIVE = ("simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance")
+LIVE = ("live_simple", "live_multiple")
 HAMMER_FILES = {"toolalpaca": "toolalpaca.json", "sealtools": "sealtool.json",
                 "nexusraven": "NexusRaven.json", "apibank_l1": "apibank_l1.json",
                 "apibank_l2": "apibank_l2.json"}
@@ -189,11 +189,11 @@ def snips_row(row, element):
     row.task = Task(question, [], [{"name": row.part, "arguments": dict(slots)}])
 
 
-def bfcl(data):
-    """Rows of BFCL's single-turn categories: JSON Lines {id, question, function}, and gold in
+def bfcl(categories, data):
+    """Rows of single-turn categories of BFCL: JSON Lines {id, question, function}, and gold in
     possible_answer/ under the same id."""
     folder, rows = bfcl_folder(data), []
-    for category in CATEGORIES:
+    for category in categories:
         path, gold = find(folder / f"BFCL_v4_{category}.json"), None
         if category != "irrelevance":
             truths = read_lines(find(folder / "possible_answer" / path.name))
@@ -206,7 +206,7 @@ def bfcl(data):
 
 def bfcl_folder(data):
     """Where BFCL's data lies: under DIR, or in the installed package."""
-    name = f"BFCL_v4_{CATEGORIES[0]}.json"
+    name = f"BFCL_v4_{NON_LIVE[0]}.json"
     # Not Path.rglob, which does not go into linked folders.
     paths = map(Path, sorted(glob.glob(f"{glob.escape(str(data))}/**/{name}", recursive=True)))
     found = [path.parent for path in paths if path.parent.name != "possible_answer"]
@@ -246,8 +246,9 @@ def tiny_heldout(data):
 # All of them
 
 LOADERS = {name: partial(hammer, name) for name in HAMMER_FILES} | {
-    "snips": snips, "bfcl": bfcl, "tiny": tiny_heldout}
-BENCHMARKS = list(dict.fromkeys(name.partition("_")[0] for name in LOADERS))   # apibank: two sets
+    "snips": snips, "bfcl_nonlive": partial(bfcl, NON_LIVE), "bfcl_live": partial(bfcl, LIVE),
+    "tiny": tiny_heldout}
+BENCHMARKS = list(dict.fromkeys(name.partition("_")[0] for name in LOADERS))   # of several sets
 
 
 def load(name, data, limit=None):

@@ -36,7 +36,7 @@ GOLD_THAT_THEY_REFUSE = {
     "live_multiple_964-207-0": "the gold lacks a required argument",
     "live_multiple_1038-265-0": "null is the only accepted value; absent is the same to us",
 }
-CATEGORIES = [name for name in loaders.CATEGORIES if name != "irrelevance"]
+CATEGORIES = [name for name in (*loaders.NON_LIVE, *loaders.LIVE) if name != "irrelevance"]
 
 
 def load_judge():
@@ -104,7 +104,7 @@ def compare(data, seed=0):
     """[(damage, category, ours, theirs, their error, row id, calls)] over all categories."""
     judge, folder, results = load_judge(), loaders.bfcl_folder(Path(data)), []
     rows = defaultdict(list)
-    for row in loaders.bfcl(Path(data)):
+    for row in loaders.load("bfcl_nonlive", data) + loaders.load("bfcl_live", data):
         rows[row.part].append(row)
     for category in CATEGORIES:
         name = f"BFCL_v4_{category}.json"

@@ -10,12 +10,17 @@ from benchmarks import loaders, score
 from damages import damages
 
 SHARED = Path(__file__).parents[2] / "shared" / "benchmarks"       # development data, if present
-SETS = ("toolalpaca", "sealtools", "nexusraven", "apibank_l1", "apibank_l2", "snips", "bfcl")
+SETS = ("toolalpaca", "sealtools", "nexusraven", "apibank_l1", "apibank_l2", "snips",
+        "bfcl_nonlive", "bfcl_live")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return fixtures.write_all(tmp_path_factory.mktemp("data") / "data")
+
+
+def bfcl_rows(data):
+    return loaders.load("bfcl_nonlive", data) + loaders.load("bfcl_live", data)
 
 
 def text(calls):
@@ -58,7 +63,7 @@ def test_real_files(name, count):
 
 @pytest.mark.skipif(importlib.util.find_spec("bfcl_eval") is None, reason="needs bfcl-eval")
 def test_real_bfcl():
-    rows = loaders.load("bfcl", Path("nowhere"))
+    rows = bfcl_rows("nowhere")
     assert len(rows) == 400 + 3 * 200 + 258 + 1053 + 240
     check_gold_and_damages(rows)
 
@@ -145,13 +150,13 @@ def play(**arguments):
     ("live_multiple_0", [play(artist="Abba", minutes=5)], True),
 ])
 def test_bfcl_accepts_several_values(row_id, calls, right, data):
-    row, = (row for row in loaders.load("bfcl", data) if row.id == row_id)
+    row, = (row for row in bfcl_rows(data) if row.id == row_id)
     assert (score.judge(row, text(calls)).error is None) is right
 
 
 def test_bfcl_questions_and_parts(data):
-    rows = {row.id: row for row in loaders.load("bfcl", data)}
-    assert list(dict.fromkeys(row.part for row in rows.values())) == list(loaders.CATEGORIES)
+    rows = {row.id: row for row in bfcl_rows(data)}
+    assert list(dict.fromkeys(row.part for row in rows.values())) == [*loaders.NON_LIVE, *loaders.LIVE]
     assert rows["multiple_0"].task.question == "Do it, please."
     assert rows["live_simple_0"].task.question == "System: Be kind.\nUser: Do it, please."
     assert rows["simple_python_0"].task.tools[0]["required"] == ["artist"]
@@ -164,7 +169,7 @@ def test_bfcl_questions_and_parts(data):
     ('<tool_call_answer>[{"name": "make"', ("format", "block not closed")),
     ('<tool_call_answer>[{"name": "make"}]</tool_call_answer>', ("structural", "extra call"))])
 def test_irrelevance(answer, error, data):
-    row = next(row for row in loaders.load("bfcl", data) if row.part == "irrelevance")
+    row = next(row for row in loaders.load("bfcl_nonlive", data) if row.part == "irrelevance")
     assert score.judge(row, answer).error == error
 
 
@@ -218,7 +223,7 @@ def test_broken_rows_of_snips_and_bfcl(tmp_path):
     place = data / "bfcl_eval/data/BFCL_v4_parallel.json"
     place.write_text(place.read_text()
                      + '{"id": "parallel_9", "question": [], "function": []}\n{"id"\n')
-    bad = [row for row in loaders.load("bfcl", data) if row.problem]
+    bad = [row for row in loaders.load("bfcl_nonlive", data) if row.problem]
     assert [row.id for row in bad] == ["parallel_9", "parallel_line2"]
 
 
@@ -234,7 +239,7 @@ def test_a_broken_file_is_one_line(content, tmp_path):
 def test_missing_files_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name, named in (("apibank_l2", "apibank_l2.json"), ("snips", "validate_AddToPlaylist.json"),
-                        ("bfcl", "pip install --no-deps bfcl-eval")):
+                        ("bfcl_live", "pip install --no-deps bfcl-eval")):
         with pytest.raises(ValueError, match=named):
             loaders.load(name, tmp_path)
 

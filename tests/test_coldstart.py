@@ -1,4 +1,5 @@
 """The made-up world, and the supervised trainer that learns it."""
+import json
 import random
 import re
 import sys
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 import coldstart
 import coldstart_world as world
 import curriculum
+import eval as evaluation
 import generator
 import model as lms
 import solver
@@ -82,6 +84,12 @@ def test_the_world_is_wide():
 def test_examples_of_a_step_need_no_other_step():
     assert world.examples(1, 7, 9, 4) == world.examples(1, 7, 9, 4)
     assert world.examples(1, 7, 9, 4) != world.examples(1, 8, 9, 4) != world.examples(2, 8, 9, 4)
+
+
+def test_the_audit_reads_the_users_words():
+    for (messages, completion), said in zip(world.examples(0, 90, 100, 30),
+                                            world.questions(0, 90, 100, 30)):
+        assert said and "<" not in said and said in messages[-1]["content"] + completion
 
 
 def test_all_roles_come_through_their_own_prompts():
@@ -192,7 +200,7 @@ SMALL = ("coldstart.py", "--model", tiny.PATH, "--steps", "2", "--batch", "2", "
          "--learning_rate", "1e-3")
 
 
-def test_one_command_writes_a_model_that_loads_and_two_ranks_write_the_same(tmp_path):
+def test_one_command_writes_a_model_that_loads_and_two_ranks_write_the_same(tmp_path, capsys):
     call(sys.executable, *SMALL, "--out", tmp_path / "one")
     call("deepspeed", "--num_gpus", 2, "--master_port", free_port(), *SMALL,
          "--out", tmp_path / "two")
@@ -204,6 +212,10 @@ def test_one_command_writes_a_model_that_loads_and_two_ranks_write_the_same(tmp_
         assert torch.allclose(weight, weights[1][name], atol=2e-4)
     lms.load(tmp_path / "one", lms.load_tokenizer(tmp_path / "one"))
     assert not list(tmp_path.glob("*/state*"))
+    record = json.loads((tmp_path / "one" / world.RECORD).read_text())
+    assert record["settings"]["steps"] == len(record["losses"]) == 2
+    evaluation.main(["--overlap", str(tmp_path / "one"), "--benchmarks", "tiny"])
+    assert "tiny: 0 of 4 training questions" in capsys.readouterr().out
     code, output = call(sys.executable, *SMALL, "--out", tmp_path / "one", ok=False)
     assert code == 2 and "holds a finished model: give another --out" in output
 

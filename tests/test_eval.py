@@ -305,7 +305,7 @@ def test_overlap(run_dir, data, capsys):
                      "--data", str(data)])
     output = capsys.readouterr().out
     long = sum(len(score.ngrams(task.question)) > 0 for task in tiny.heldout(6))
-    assert long and f"tiny: {long} of 6 curriculum questions share 8 words" in output
+    assert long and f"tiny: {long} of 6 training questions share 8 words" in output
     assert "toolalpaca: 0 of 6" in output and repr(tiny.heldout(1)[0].question) in output
 
 
