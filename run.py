@@ -423,21 +423,15 @@ def on_every_rank(work):
         result = work()
     except (Refused, OSError) as error:
         problem = str(error)
-    problems = [problem]
-    if lms.rank_and_world()[1] > 1:
-        problems = [None] * lms.rank_and_world()[1]
-        dist.all_gather_object(problems, problem)
-    for problem in filter(None, problems):
+    for problem in filter(None, lms.of_every_rank(problem)):
         raise Refused(problem)
     return result
 
 
 def on_rank0(work):
     """Result of work() on rank 0, on every rank; what it refuses there is refused on all."""
-    outcome = [on_every_rank(work if lms.rank_and_world()[0] == 0 else lambda: None)]
-    if lms.rank_and_world()[1] > 1:
-        dist.broadcast_object_list(outcome)
-    return outcome[0]
+    mine = on_every_rank(work if lms.rank_and_world()[0] == 0 else lambda: None)
+    return lms.of_every_rank(mine)[0]
 
 
 def summarise(config, files):
