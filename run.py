@@ -190,7 +190,7 @@ class Run:
                 self.log_time(started, {
                     "step": self.step, "sampled_tokens_per_second":
                     (self.tokens - before) / (time.time() - started),
-                    "peak_memory_mib": peak_memory(), "resident_memory_mib": resident_memory()})
+                    "peak_memory_mib": peak_memory()})
                 self.advance(bar, 1, reward=f"{self.reward:.2f}")
                 if self.done % self.config.save_every == 0 and self.done < total:
                     with self.stopper.critical:
@@ -325,13 +325,6 @@ def return_memory():
     """Give freed host memory back to the system, where its C library can."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def resident_memory():
-    """Host memory of this process in MiB, or None where the system does not tell."""
-    with suppress(OSError):
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def peak_memory():
@@ -513,8 +506,7 @@ class Stopper(threading.Thread):
         super().__init__(daemon=True)
         self.directory, self.save = directory, save
         self.critical, self.stopping = threading.RLock(), threading.Event()
-        self.ancestors = ancestors() if launched else None
-        self.launched = launched
+        self.launched, self.ancestors = launched, ancestors()
         self.pipe, write_end = os.pipe()
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end)
@@ -528,7 +520,7 @@ class Stopper(threading.Thread):
             if ready:
                 self.stop(os.read(self.pipe, 1)[0])
             elif (self.directory.stop_file.exists()
-                  or (self.launched and ancestors() != self.ancestors)):
+                  or self.launched and ancestors() != self.ancestors):
                 self.stop(signal.SIGTERM)
 
     def stop(self, number):
