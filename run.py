@@ -172,8 +172,8 @@ class Run:
             dist.barrier()
         with self.stopper.critical:
             self.files.finish(i, phase)
-        if phase == "evaluation" and self.files.rank == 0:
-            report.write(self.files.path)
+        if phase == "evaluation" and i < self.config.iterations and self.files.rank == 0:
+            report.write(self.files.path)      # the last time it is for `summarise` to do
 
     def steps(self, total):
         """The training steps of this phase that are still to do, under a progress bar; logs the
