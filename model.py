@@ -482,6 +482,14 @@ def leave_group():
         dist.destroy_process_group()
 
 
+def of_every_rank(value):
+    """[the value of each rank], on every rank."""
+    values = [value] * rank_and_world()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def deal(items, size, work):
     """[result for each item], with the work shared among the ranks; every rank gets all results.
 
@@ -495,11 +503,7 @@ def deal(items, size, work):
     """
     rank, world = rank_and_world()
     starts = range(0, len(items), size)
-    mine = [work(start, items[start:start + size]) for start in starts[rank::world]]
-    parts = [mine]
-    if world > 1:
-        parts = [None] * world
-        dist.all_gather_object(parts, mine)
+    parts = of_every_rank([work(start, items[start:start + size]) for start in starts[rank::world]])
     return [result for i in range(len(starts)) for result in parts[i % world][i // world]]
 
 

@@ -7,11 +7,11 @@ from statistics import mean
 import pytest
 from safetensors.torch import load_file
 
-import check
 import selfplay
 import tiny
 from config import Config
 from conftest import ROOT, SHORT, call, lines
+from memory_table import memory_table
 
 README = (ROOT / "README.md").read_text()
 DOCS = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
@@ -54,7 +54,7 @@ def test_every_test_that_is_named_exists():
 
 
 def test_the_memory_table_is_todays():
-    assert check.readme_table(Config()) in DOCS["deployment.md"]
+    assert memory_table(Config()) in DOCS["deployment.md"]
 
 
 def test_the_metrics_page_has_every_metric_of_a_run(small_run):

@@ -17,6 +17,7 @@ from cli import Refused
 from config import Config, directory_problem, parse, record
 from conftest import ROOT, SHORT, SMALL, call, lines
 from disk import write_json
+from memory_table import qwen_shape
 from verify import canonical
 
 TOOLS = ROOT / "example_tools.json"
@@ -94,7 +95,7 @@ def test_rounding_the_checkpoint_would_lose_most_of_a_phase(small_run):
 
 
 def test_the_forecast_adds_up_and_shrinks_with_ranks():
-    config, shape = Config(), check.qwen_shape("1.5B")
+    config, shape = Config(), qwen_shape("1.5B")
     N = check.count_parameters(shape)
     assert N == 1_543_714_304
     one, eight = check.forecast(shape, config, 1), check.forecast(shape, config, 8)
@@ -111,7 +112,7 @@ def test_the_forecast_adds_up_and_shrinks_with_ranks():
 def test_the_forecast_takes_the_users_sizes(tmp_path):
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"reduce_bucket_size": 1000000, '
                                       '"sub_group_size": 2000000}}')
-    shape, config = check.qwen_shape("0.5B"), Config(deepspeed=str(tmp_path / "ds.json"))
+    shape, config = qwen_shape("0.5B"), Config(deepspeed=str(tmp_path / "ds.json"))
     found = check.forecast(shape, config, 1)
     assert found["bucket"] == 4 * 10**6 and found["Adam's step"] == 12 * (
         2 * 10**6 + shape.vocab_size * shape.hidden_size)
