@@ -80,13 +80,6 @@ def disk_bytes(parameters, iterations):
     return iterations * 2 * 4 * parameters + 2 * 12 * parameters + 2**26
 
 
-def host_bytes(parameters):
-    """Host memory of a GPU machine beside the processes: the mapped fp32 checkpoint, shared by all
-    ranks, and the fp32 weights that rank 0 gathers to write one."""
-    mapped = gathered = 4 * parameters
-    return mapped + gathered
-
-
 def report(config):
     """Print what the run needs and what there is."""
     try:
@@ -103,7 +96,9 @@ def report(config):
     for part in columns[0]:
         print(f"{part:18}" + "".join(f"{column[part] / GIB:9.2f}" for column in columns))
     folder = next(path for path in (config.path, *config.path.resolve().parents) if path.exists())
-    print(f"\n{'host memory':18}{host_bytes(N) / GIB:9.2f} GiB a machine; there are "
+    # Beside the processes: the mapped fp32 checkpoint, shared by all ranks, and the fp32 weights
+    # that rank 0 gathers to write one.
+    print(f"\n{'host memory':18}{2 * 4 * N / GIB:9.2f} GiB a machine; there are "
           f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_AVPHYS_PAGES') / GIB:.1f} free")
     print(f"{'disk':18}{disk_bytes(N, config.iterations) / GIB:9.2f} GiB; there are "
           f"{shutil.disk_usage(folder).free / GIB:.1f} free")
@@ -145,9 +140,7 @@ def model_lines(config, shape, tokenizer):
             f"{'sampler':18}temperature 1 in training, {config.probe_temperature} for probes and "
             "pool, greedy in evaluation; top-p 1, no top-k; ignored of the model's own settings: "
             f"{ignored or 'nothing'}",
-            f"{'judge':18}the scores 1 to 5 are the tokens {', '.join(map(str, digits))}",
-            f"{'C++ compiler':18}{shutil.which('c++') or shutil.which('g++') or 'none'} "
-            "(not needed)"]
+            f"{'judge':18}the scores 1 to 5 are the tokens {', '.join(map(str, digits))}"]
 
 
 # ---------------------------------------------------------------------------------------------

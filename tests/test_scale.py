@@ -120,8 +120,7 @@ def test_the_forecast_takes_the_users_sizes(tmp_path):
 
 def test_check_prints_its_table_and_loads_no_weights(tmp_path):
     output = call(sys.executable, "selfplay.py", "--check", "--run_dir", tmp_path / "run")
-    for part in ("peak", "EOS ids", "the scores 1 to 5 are the tokens", "disk", "C++ compiler",
-                 "survives"):
+    for part in ("peak", "EOS ids", "the scores 1 to 5 are the tokens", "disk", "survives"):
         assert part in output
     assert not (tmp_path / "run").exists()
 
