@@ -108,7 +108,7 @@ def same(path, reference):
     return [name for name in KEPT if (path / name).read_bytes() != (reference / name).read_bytes()]
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=300):
     deadline = time.time() + seconds
     while not condition():
         assert time.time() < deadline, "waited in vain"

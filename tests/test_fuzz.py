@@ -124,11 +124,11 @@ OUTCOMES = {"json", "calls", "malformed", "tools", "answer", "right", "task", "s
             "tool_undescribed", "question_placeholder", "not_grounded"}
 
 
-def test_eight_thousand_hostile_strings():
-    reached = fuzz(examples=1_000, mutants=7, fixed=True)
-    assert reached["strings"] >= 8_000
+def test_twenty_thousand_hostile_strings():
+    reached = fuzz(examples=2_500, mutants=7, fixed=True)
+    assert reached["strings"] >= 20_000
     assert min(reached["calls"], reached["tools"],
-               reached["answer"]) > 200 and reached["task"] > 80
+               reached["answer"]) > 500 and reached["task"] > 200
     assert not OUTCOMES - set(reached), "the strategies no longer reach all of the readers"
 
 

@@ -3,7 +3,6 @@ import json
 import shutil
 import sys
 
-import psutil
 import pytest
 
 from conftest import (ROOT, SMALL, call, call_ranks, free_port, is_free, kill_group, same, start,
