@@ -28,6 +28,7 @@ import hashlib
 import json
 import math
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -51,6 +52,7 @@ LOGITS_AT_ONCE = 2**26     # elements of one fp32 block of logits: 256 MiB
 ALL = 2**62                # a sliding window that ends nowhere
 ONE_BY_ONE = 2**16         # probabilities that are summed as they stand: blocks would take longer
 STRETCH = {"cpu": 8, "cuda": 64}     # steps between two drops of finished rows, at least
+ONE_THREAD = 10**8         # multiplications of a step that a second CPU thread does not speed up
 
 
 @dataclass
@@ -705,12 +707,25 @@ class Decoder:
         self.ended_B = torch.zeros_like(self.live, dtype=torch.bool)
         self.cache.repack(stay_B, steps)
         step = self.step
-        for n in range(steps):
-            if n == 1 and self.live.is_cuda:
-                step = as_cuda_graph(step)      # the first step was its warm-up
-            step()
-            if self.ended_B.all():
-                break
+        with threads_for(len(self.live) * self.lm.model.num_parameters()):
+            for n in range(steps):
+                if n == 1 and self.live.is_cuda:
+                    step = as_cuda_graph(step)      # the first step was its warm-up
+                step()
+                if self.ended_B.all():
+                    break
+
+
+@contextmanager
+def threads_for(products):
+    """A single CPU thread while steps of so many multiplications are taken, if these are few: two
+    would wait for each other at every operation, and long where other programs want the cores."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(usual if products > ONE_THREAD else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def as_cuda_graph(step):

@@ -21,9 +21,9 @@ from statistics import mean
 if sys.platform == "linux":
     # Read when torch is loaded. ZeRO-3's gathers start more OpenMP threads than there are cores,
     # and then idle ones go to sleep at once: small operations take twice as long. "active" lets
-    # them wait a little; the second line keeps the usual wait while there is a core for each.
+    # them wait a little: a fraction of a millisecond, for another program may want the core.
     os.environ.setdefault("OMP_WAIT_POLICY", "active")
-    os.environ.setdefault("GOMP_SPINCOUNT", "300000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import torch
 import torch.distributed as dist
