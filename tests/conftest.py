@@ -61,7 +61,7 @@ def start_ranks(world, *command, folders=None):
 def call_ranks(world, *command):
     """Run a command on several ranks to its end; their outputs."""
     ranks = start_ranks(world, *command)
-    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
+    outputs = [rank.communicate(timeout=600)[0] for rank in ranks]
     assert all(rank.returncode == 0 for rank in ranks), outputs[0][-4000:]
     return outputs
 
@@ -70,7 +70,7 @@ def call(*command, ok=True, **options):
     """Run a command to its end; its output, or (exit code, output) where it may fail."""
     process = start(*command, **options)
     try:
-        output = process.communicate(timeout=300)[0]
+        output = process.communicate(timeout=600)[0]
     finally:
         kill_group(process)
     assert not ok or process.returncode == 0, output[-4000:]
