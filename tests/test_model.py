@@ -181,6 +181,24 @@ def test_any_groups_have_the_plain_log_probs_and_gradient(wide, monkeypatch, att
         assert (ours - plain).norm() < 1e-5 * plain.norm()
 
 
+def test_small_steps_take_one_thread_and_draw_what_two_would(lm, prompts, monkeypatch):
+    seen, plain, usual = [], lms.hidden_states, torch.get_num_threads()
+    monkeypatch.setattr(lms, "hidden_states",
+                        lambda *args: seen.append(torch.get_num_threads()) or plain(*args))
+    drawn = []
+    try:
+        for limit, threads in ((10**8, 1), (0, 2)):
+            torch.set_num_threads(2)
+            monkeypatch.setattr(lms, "ONE_THREAD", limit)
+            groups = lms.sample(lm, prompts[:2], 2, (0,), 1.0, 8, rows=64)
+            drawn.append([[rollout.ids for rollout in group] for group in groups])
+            assert set(seen) == {threads} and torch.get_num_threads() == 2
+            seen.clear()
+    finally:
+        torch.set_num_threads(usual)
+    assert drawn[0] == drawn[1]
+
+
 def test_finished_rows_leave_the_batch_and_change_nothing(lm, prompts):
     sizes = []
     hook = lm.model.base_model.register_forward_hook(
