@@ -187,7 +187,7 @@ def apportion(total, weights, available):
     return shares
 
 
-def select(tasks, size, domains, seed, order="easy_first"):
+def select(tasks, size, domains, seed, order="easy_first", decline=0.0):
     """The curriculum: at most `size` graded tasks, easy to hard (section 3.3).
 
     Quotas per domain in proportion to its weight; inside each 20 % easy, 50 % medium, 30 % hard,
@@ -199,9 +199,20 @@ def select(tasks, size, domains, seed, order="easy_first"):
         domains: {domain: weight}.
         seed: anything random.Random takes.
         order: a word of ORDERS.
+        decline: the share of the curriculum that tasks without gold calls may take (ours).
     """
     rng = random.Random(seed)
     tasks = rng.sample(tasks, len(tasks))
+    declines = [task for task in tasks if not task.answer]
+    few = min(len(declines), round(decline * size))
+    chosen = fill_quotas([task for task in tasks if task.answer], size - few, domains)
+    chosen += fill_quotas(declines, few, domains)
+    rng.shuffle(chosen)
+    return chosen if order == "shuffled" else sorted(chosen, key=lambda task: -task.pass_rate)
+
+
+def fill_quotas(tasks, size, domains):
+    """The first `size` of the tasks that fit the quotas of domains and buckets, in no order."""
     cells = {d: {b: [] for b in BUCKETS} for d in domains}
     for task in tasks:
         cells[task.spec["domain"]][task.bucket].append(task)
@@ -212,8 +223,7 @@ def select(tasks, size, domains, seed, order="easy_first"):
         shares = apportion(quotas[domain], BUCKETS, {b: len(found) for b, found in cell.items()})
         for name, found in cell.items():
             chosen += found[:shares[name]]
-    rng.shuffle(chosen)
-    return chosen if order == "shuffled" else sorted(chosen, key=lambda task: -task.pass_rate)
+    return chosen
 
 
 def spread(size, steps, per_step):

@@ -33,6 +33,9 @@ tools, give every required argument, and nest nothing </tool_call_answer>
 Copy every argument value literally into the question. The question is natural and specific, and
 never mentions tools. Other tools in the list are plausible but wrong."""
 
+NO_CALL = """
+The user asks for something that none of the tools does: the list of calls is empty, []."""
+
 TAGS = ("think", "question", "available_tools", "tool_call_answer")
 ECHOES = ("what the user says, with every argument value",      # the prompt above
           "the user's question", "your question here", "question text")
@@ -40,7 +43,8 @@ ECHOES = ("what the user says, with every argument value",      # the prompt abo
 
 @dataclass(frozen=True)
 class Spec:
-    """What the Generator is asked for: domain d, context c, number of tools m and of gold calls n.
+    """What the Generator is asked for: domain d, context c, number of tools m and of gold calls n;
+    n = 0 (ours) asks for a question that none of the tools answers.
 
     Where the user brings tools, `menu` holds the m of them that the task must offer.
     """
@@ -52,7 +56,7 @@ class Spec:
     menu: list | None = None
 
 
-def sample_spec(rng, domains=DOMAINS, tools=None):
+def sample_spec(rng, domains=DOMAINS, tools=None, decline=0.0):
     """A fresh specification (section 3.1, numbers from the authors' code).
 
     Multi-turn with 0.1, then one call; else one call with 0.8 and two with 0.2.
@@ -63,6 +67,7 @@ def sample_spec(rng, domains=DOMAINS, tools=None):
         rng: random.Random.
         domains: {domain: weight}.
         tools: the user's own tools, of which m are drawn; None lets the Generator invent them.
+        decline: share of specs with 0 calls (ours).
     """
     domain = rng.choices(list(domains), weights=list(domains.values()))[0]
     context = "multi_turn" if rng.random() < 0.1 else "single_turn"
@@ -75,6 +80,8 @@ def sample_spec(rng, domains=DOMAINS, tools=None):
     if tools:
         size = min(size, len(tools))
         menu = sorted(rng.sample(tools, size), key=lambda tool: tool["name"])
+    if decline and rng.random() < decline:
+        calls = 0
     return Spec(domain, context, size, calls, menu)
 
 
@@ -84,6 +91,8 @@ def prompt(spec):
                if spec.context == "multi_turn" else "a single message of the user")
     request = (f"Domain: {spec.domain}\nContext: {context}\nNumber of tools: exactly {spec.tools}\n"
                f"Number of calls: exactly {spec.calls}")
+    if spec.calls == 0:
+        request += NO_CALL
     if spec.menu is not None:
         request += f"\nThe tools, to be copied:\n{json.dumps(spec.menu, ensure_ascii=False)}"
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": request}]
@@ -101,35 +110,42 @@ class Draft(NamedTuple):
     tags: bool                # all four blocks are there and not empty
     question: str | None
     tools: list | None
-    calls: list | None        # the well-formed gold calls; None without any
+    calls: list | None        # the well-formed gold calls; None where they are not what was asked
     malformed: int            # ill-formed elements of the gold list
 
     def task(self, spec):
         """The Task, or None where the question, the tools or the gold calls are missing."""
-        if not (self.question and self.tools and self.calls):
+        if not (self.question and self.tools) or self.calls is None:
             return None
         return Task(self.question, self.tools, self.calls, asdict(spec))
 
 
-def read(text, menu=None):
+def read(text, menu=None, no_call=False):
     """Read the four blocks of a completion.
 
     Args:
         menu: where the user brings the tools, what the block of tools must hold; any other content
             counts as not parsed.
+        no_call: whether 0 calls were asked for; then an empty list is what counts as gold, and a
+            call is not; else it is the other way round.
     """
     blocks = {tag: last_block(text, tag) for tag in TAGS}
-    calls = read_calls(blocks["tool_call_answer"] or "")
+    found = read_calls(blocks["tool_call_answer"] or "")
     tools = read_tools(blocks["available_tools"] or "")
     if (menu is not None and tools
             and Counter(map(canonical, tools)) != Counter(map(canonical, menu))):
         tools = None
+    as_asked = found is not None and (found == ([], 0) if no_call else bool(found.calls))
     return Draft(all(blocks.values()), blocks["question"], tools,
-                 calls.calls if calls and calls.calls else None, calls.malformed if calls else 0)
+                 found.calls if as_asked else None, found.malformed if found else 0)
 
 
 def format_reward(draft):
-    """r_fmt = (1/3)[all four tags] + (1/3)[tools parse] + (1/3)[gold parses as calls]   (Eq. 1)"""
+    """r_fmt = (1/3)[all four tags] + (1/3)[tools parse] + (1/3)[gold parses as calls]   (Eq. 1)
+
+    Where 0 calls were asked for, gold parses as calls when it is an empty list, and only then: a
+    call there is another kind of task, as an empty list is elsewhere.
+    """
     return (draft.tags + (draft.tools is not None) + (draft.calls is not None)) / 3
 
 
@@ -138,9 +154,11 @@ def validity_reward(draft, grounding=True):
               + 0.2 [values grounded]   (Eq. 2)
 
     Every gold call must pass; 0 unless tools and gold parse and every call is well-formed. Without
-    `grounding` (an ablation) the last term is always paid.
+    `grounding` (an ablation) the last term is always paid. An empty list that was asked for is
+    valid, since it holds no call that could fail. Whether really no tool fits is left to r_curr: a
+    question that a tool answers is one where the Solver calls it, and there p = 0.
     """
-    if not draft.tools or not draft.calls or draft.malformed:
+    if not draft.tools or draft.calls is None or draft.malformed:
         return 0.0
     menu = {tool["name"]: tool for tool in draft.tools}
     known = all(call["name"] in menu for call in draft.calls)
@@ -155,7 +173,8 @@ def curriculum_reward(draft, difficulty, semantic):
     A term that is None (an ablation) leaves the other one alone with the whole weight.
     """
     terms = [term for term in (difficulty, semantic) if term is not None]
-    return sum(terms) / len(terms) if terms and draft.tools and draft.calls else 0.0
+    parses = draft.tools and draft.calls is not None
+    return sum(terms) / len(terms) if terms and parses else 0.0
 
 
 def is_placeholder(question):

@@ -431,9 +431,10 @@ def summarise(config, files):
     """Write summary.json and print the result."""
     rows = files.read_rows("metrics.jsonl")
     accuracy = [row["heldout_accuracy"] for row in rows if row["phase"] == "evaluation"]
+    declined = [row["heldout_declined"] for row in rows if row["phase"] == "evaluation"]
     summary = {"preset": config.preset, "model": config.model, "seed": config.seed,
                "world_size": files.world, "wall_seconds": files.state["wall_seconds"],
-               "heldout_accuracy": accuracy,
+               "heldout_accuracy": accuracy, "heldout_declined": declined,
                "funnel": [row["funnel"] for row in rows if row["phase"] == "curriculum"]}
     write_json(files.path / "summary.json", summary)
     tqdm.write("held-out accuracy: " + " -> ".join(f"{100 * a:.1f} %" for a in accuracy)

@@ -66,7 +66,7 @@ class Candidate:
 
 def read(spec, text):
     """The Candidate in a completion of the Generator."""
-    draft = generator.read(text, spec.menu)
+    draft = generator.read(text, spec.menu, no_call=spec.calls == 0)
     return Candidate(spec, text, draft, draft.task(spec))
 
 
@@ -104,7 +104,7 @@ def build_curriculum(run, i):
     candidates = grade(run, sieve(run, list(map(read, specs, texts))))
     graded = [candidate.task for candidate in candidates if candidate.reason is None]
     chosen = curriculum.select(graded, config.curriculum_size, config.domain_weights,
-                               run.seed("curriculum"), config.order)
+                               run.seed("curriculum"), config.order, config.decline)
     record_curriculum(run, candidates, chosen)
 
 
@@ -130,19 +130,21 @@ def train_solver(run, i):
 
 
 def evaluate(run, i):
-    """Held-out greedy accuracy of Solver i (0: the base), and its answers to a few tasks."""
+    """Held-out greedy accuracy of Solver i (0: the base), where a tool fits and where none does;
+    and its answers to a few tasks."""
     if i > 0:
         write_examples(run, i)
     run.load(run.frozen, run.solver_path(i))
-    tasks = tiny.heldout(run.config.heldout_tasks)
-    rows = [{"question": task.question, "tools": task.tools, "gold": task.answer, "answer": text,
-             "error": error_class(text, task.answer)}
-            for task, text in zip(tasks, solve(run, tasks))]
+    size = run.config.heldout_tasks
+    rows, none_fits = (solved(run, tasks) for tasks in (
+        tiny.heldout(size), tiny.heldout(max(1, 2 * size // 5), fits=False)))
     run.write_rows("heldout.jsonl", rows)
-    accuracy = mean(row["error"] is None for row in rows)
-    run.log({"heldout_accuracy": accuracy,
+    run.write_rows("none_fits.jsonl", none_fits)
+    accuracy, declined = (mean(row["error"] is None for row in some) for some in (rows, none_fits))
+    run.log({"heldout_accuracy": accuracy, "heldout_declined": declined,
              "errors": Counter(row["error"] for row in rows if row["error"])})
-    run.say(f"iteration {i}: held-out accuracy {100 * accuracy:.1f} %" + " (base)" * (i == 0))
+    run.say(f"iteration {i}: held-out accuracy {100 * accuracy:.1f} %; {100 * declined:.1f} % "
+            "declined where no tool fits" + " (base)" * (i == 0))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -152,8 +154,8 @@ def evaluate(run, i):
 def draw_specs(run, purpose, count):
     """Fresh specifications, drawn from the run's seed."""
     rng = random.Random(run.seed(purpose))
-    return [generator.sample_spec(rng, run.config.domain_weights, run.config.own_tools)
-            for _ in range(count)]
+    return [generator.sample_spec(rng, run.config.domain_weights, run.config.own_tools,
+                                  run.config.decline) for _ in range(count)]
 
 
 def question(task):
@@ -309,6 +311,13 @@ def write_examples(run, i):
     run.write_rows("examples.jsonl", (
         {"bucket": task.bucket, "task": dataclasses.asdict(task), "before": a, "after": b}
         for task, a, b in zip(tasks, before, solve(run, tasks))))
+
+
+def solved(run, tasks):
+    """Rows of a file: each task with the frozen Solver's answer and the class of its error."""
+    return [{"question": task.question, "tools": task.tools, "gold": task.answer, "answer": text,
+             "error": error_class(text, task.answer)}
+            for task, text in zip(tasks, solve(run, tasks))]
 
 
 def solve(run, tasks):

@@ -36,11 +36,14 @@ def is_right(text, gold):
     return calls is not None and calls.malformed == 0 and calls_equal(calls.calls, gold)
 
 
-def format_reward(text):
+def format_reward(text, none_fits=False):
     """r_fmt = 0.3 [tag present] + 0.3 [content parses] + 0.4 [at least one call]   (Eq. 6)
 
-    >>> format_reward('<tool_call_answer>[]</tool_call_answer>')
-    0.6
+    Where no tool fits (ours), the last term pays for an empty list instead.
+
+    >>> none = '<tool_call_answer>[]</tool_call_answer>'
+    >>> format_reward(none), format_reward(none, none_fits=True)
+    (0.6, 1.0)
     """
     block = last_block(text, "tool_call_answer")
     if block is None:
@@ -50,7 +53,8 @@ def format_reward(text):
     except ValueError:
         return 0.3
     calls = read_calls(block)
-    return 1.0 if calls is not None and calls.calls else 0.6
+    fits = calls is not None and (calls == ([], 0) if none_fits else bool(calls.calls))
+    return 1.0 if fits else 0.6
 
 
 def value_share(p, g):
@@ -99,16 +103,17 @@ def accuracy_reward(calls, gold, s_val=value_share):
     """r_acc = mean over gold calls of s / (1 + 0.25 max(0, |predictions| - |gold|))   (Eq. 7)
 
     Each gold call in turn takes the best prediction that is still unused. Malformed elements count
-    as predictions. Answers of more than MAX_ITEMS calls get 0: the matching is quadratic.
+    as predictions. Answers of more than MAX_ITEMS calls get 0: the matching is quadratic. Without
+    gold calls (ours) an empty list gets 1, anything else 0.
 
     Args:
         calls: verify.Calls, the predictions.
-        gold: list of calls, not empty.
+        gold: list of calls.
         s_val: value_share (the paper's) or strict_value_share.
     """
     predictions = len(calls.calls) + calls.malformed
-    if predictions > MAX_ITEMS:
-        return 0.0
+    if predictions > MAX_ITEMS or not gold:
+        return float(predictions == len(gold))
     unused, total = list(calls.calls), 0.0
     for gold_call in gold:
         scores = [call_similarity(call, gold_call, s_val) for call in unused]
@@ -122,12 +127,13 @@ def accuracy_reward(calls, gold, s_val=value_share):
 def reward(text, gold, strict_values=False):
     """Reward parts of one completion: {"format": r_fmt, "accuracy": r_acc}, each in 0..1.
 
-    r_acc is 0 without a non-empty <think> block (authors' code). The total is the sum.
+    r_acc is 0 without a non-empty <think> block (authors' code), and where nothing parses. The
+    total is the sum. Where gold is empty, both parts pay for an empty list and for nothing else.
 
     Args:
         strict_values: take s_val over all of gold's argument names (ours), not the common ones.
     """
     calls = read(text) if last_block(text, "think") else None
     s_val = strict_value_share if strict_values else value_share
-    return {"format": format_reward(text),
-            "accuracy": accuracy_reward(calls or Calls([]), gold, s_val)}
+    return {"format": format_reward(text, none_fits=not gold),
+            "accuracy": accuracy_reward(calls, gold, s_val) if calls else 0.0}

@@ -124,20 +124,22 @@ def make_tool(domain, verb, noun):
 
 
 def sample_task(rng, spec, heldout=False):
-    """A sound task of the world for a generator.Spec. The menu is sorted by name;
-    its other tools share a verb or a noun with a called one.
-    The called pairs are reserved ones if `heldout`; else no pair is."""
+    """A sound task of the world for a generator.Spec. The menu is sorted by name; its other tools
+    share a verb or a noun with a wanted one. The wanted pairs are reserved ones if `heldout`; else
+    no pair is. Where the spec asks for 0 calls, the menu lacks the one that is wanted."""
     pairs = [(v, n) for d, v, n in PAIRS if d == spec.domain and (heldout or not is_reserved(v, n))]
-    called = rng.sample([pair for pair in pairs if is_reserved(*pair) == heldout], spec.calls)
-    near = [(v, n) for v, n in pairs if (v, n) not in called
-            and any(v == verb or n == noun for verb, noun in called)]
-    menu = called + rng.sample(near, spec.tools - spec.calls)
-    tools = [make_tool(spec.domain, *pair) for pair in menu]
+    wanted = rng.sample([pair for pair in pairs if is_reserved(*pair) == heldout],
+                        max(1, spec.calls))
+    near = [(v, n) for v, n in pairs if (v, n) not in wanted
+            and any(v == verb or n == noun for verb, noun in wanted)]
+    others = rng.sample(near, spec.tools - spec.calls)
+    fitting, others = ([make_tool(spec.domain, *pair) for pair in some] for some in (wanted, others))
     calls = [{"name": tool["name"],
               "arguments": {name: sample_value(rng, KIND_OF[name]) for name in tool["parameters"]}}
-             for tool in tools[:spec.calls]]
+             for tool in fitting]
     return Task(question(rng, calls, spec.context),
-                sorted(tools, key=lambda tool: tool["name"]), calls,
+                sorted(fitting[:spec.calls] + others, key=lambda tool: tool["name"]),
+                calls[:spec.calls],
                 {"domain": spec.domain, "context": spec.context,
                  "tools": spec.tools, "calls": spec.calls})
 
@@ -276,13 +278,14 @@ def example(rng, habits, ease=0.0):
     return generator.prompt(spec), generator_text(rng, task, style)
 
 
-def heldout(size=HELDOUT_TASKS):
-    """The held-out tasks: called tools, menus and values in combinations
-    that pretraining never showed."""
-    rng = random.Random("held-out")
+def heldout(size=HELDOUT_TASKS, fits=True):
+    """The held-out tasks: called tools, menus and values in combinations that pretraining never
+    showed. With fits=False, tasks that no tool of the menu answers."""
+    rng = random.Random("held-out" + " declines" * (not fits))
     domains = dict.fromkeys(NOUNS, 1.0)
-    return [sample_task(rng, generator.sample_spec(rng, domains), heldout=True)
-            for _ in range(size)]
+    specs = (generator.sample_spec(rng, domains) for _ in range(size))
+    return [sample_task(rng, spec if fits else replace(spec, calls=0), heldout=True)
+            for spec in specs]
 
 
 # ---------------------------------------------------------------------------------------------

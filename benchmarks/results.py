@@ -58,9 +58,14 @@ def set_line(name, verdicts):
 
 
 def set_lines(name, rows, verdicts):
-    """The lines on one set: all rows, its parts, and the rows that were never asked, by index."""
+    """The lines on one set: all rows, its parts, and the rows that were never asked, by index.
+
+    BFCL's irrelevance, where no tool fits, comes right after all rows, so that nobody reads the one
+    without the other: self-play can unlearn to decline.
+    """
     lines = [set_line(name, verdicts)]
-    for part in dict.fromkeys(row.part for row in rows if row.part):
+    parts = dict.fromkeys(row.part for row in rows if row.part)
+    for part in sorted(parts, key=lambda part: part != "irrelevance"):
         some = [verdict for row, verdict in zip(rows, verdicts) if row.part == part]
         lines.append("    " + set_line(part, some))
     for kind in KINDS["not asked"]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import fixtures
-from benchmarks import loaders, score
+from benchmarks import loaders, results, score
 from damages import damages
 
 SHARED = Path(__file__).parents[2] / "shared" / "benchmarks"       # development data, if present
@@ -171,6 +171,15 @@ def test_bfcl_questions_and_parts(data):
 def test_irrelevance(answer, error, data):
     row = next(row for row in loaders.load("bfcl_nonlive", data) if row.part == "irrelevance")
     assert score.judge(row, answer).error == error
+
+
+def test_nobody_reads_bfcls_accuracy_without_its_irrelevance(data):
+    rows = loaders.load("bfcl", data)
+    none = [score.judge(row, "<tool_call_answer>[]</tool_call_answer>") for row in rows]
+    first, second = results.set_lines("bfcl", rows, none)[:2]
+    right = sum(row.part == "irrelevance" for row in rows)
+    assert first.startswith("bfcl: ") and f"of {len(rows)} right" in first
+    assert second.startswith(f"    irrelevance: 100.0 % of {right} right")
 
 
 def test_variants_of_hammers_format(tmp_path):

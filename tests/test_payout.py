@@ -34,7 +34,7 @@ def answer(*calls, think="<think>book_train fits</think>"):
     return f"{think}<tool_call_answer>{json.dumps(calls)}</tool_call_answer>"
 
 
-# Gold is TRAIN, or TRAIN and MAIL where "two" is said.
+# Gold is TRAIN, or TRAIN and MAIL where "two" is said, or nothing where no tool fits.
 SOLVER_ANSWERS = [
     ("the gold call", answer(TRAIN), [TRAIN]),
     ('`"5"` for `5`', answer(call(city="Oslo", day="Friday", seats="5")), [TRAIN]),
@@ -52,6 +52,9 @@ SOLVER_ANSWERS = [
     ("the gold call twice", answer(TRAIN, TRAIN), [TRAIN]),
     ("one of two calls", answer(TRAIN), [TRAIN, MAIL]),
     ("an empty list", answer(), [TRAIN]),
+    ("an empty list where no tool fits", answer(), []),
+    ("a call where no tool fits", answer(TRAIN), []),
+    ("prose where no tool fits", "<think>x</think>I have no tool for that.", []),
     ("Python syntax in the tag",
      '<think>x</think><tool_call_answer>book_train("Oslo")</tool_call_answer>', [TRAIN]),
     ("prose", "<think>x</think>I have booked a train to Oslo.", [TRAIN]),
@@ -69,6 +72,7 @@ def task(question=QUESTION, tools=(TOOL,), calls=(call(city="Oslo", day="Friday"
             f"<tool_call_answer>{json.dumps(calls)}</tool_call_answer>")
 
 
+# With True, 0 calls were asked for.
 GENERATOR_TASKS = [
     ("a sound task", task()),
     ("without a `<think>` block", task().replace("<think>plan</think>", "")),
@@ -80,6 +84,9 @@ GENERATOR_TASKS = [
     ("the menu does not parse", task().replace("[{", "{", 1)),
     ("a question of two letters", task(question="Hi")),
     ("the prompt copied", generator.SYSTEM),
+    ("an empty list", task(calls=[])),
+    ("an empty list, 0 calls asked for", task(calls=[]), True),
+    ("a call, 0 calls asked for", task(), True),
 ]
 AMBIGUOUS = task(question="I need a train to Oslo or Rome on Friday or Monday.")
 
@@ -102,8 +109,8 @@ def generator_table():
     rows = ["| Generator's task (p = 1/2, judge 5) | r_fmt | r_valid | r_curr | curriculum |",
             "|---|---|---|---|---|"]
     spec = generator.Spec("travel", "single_turn", 1, 1)
-    for label, text in GENERATOR_TASKS:
-        draft = generator.read(text)
+    for label, text, *no_call in GENERATOR_TASKS:
+        draft = generator.read(text, None, *no_call)
         parts = generator.reward(draft, curriculum.band_pass(0.5, 8), curriculum.semantic_reward(5))
         problem = curriculum.structural_problem(draft, draft.task(spec))
         rows.append(f"| {label} | " + " | ".join(f"{parts[part]:.2f}" for part in PARTS)
@@ -142,7 +149,9 @@ def test_the_readme_has_todays_table():
     ("1 of 3 arguments", False, (1, 0.85), 0.2 + 0.3 / 2 + 0.5 / 3),
     ("the wrong tool with the right arguments", False, (1, 0.8), 0.8),
     ("the gold call twice", False, (1, 0.8), 0.8), ("one of two calls", False, (1, 0.5), 0.5),
-    ("an empty list", False, (0.6, 0), 0), ("prose", False, (0, 0), 0)])
+    ("an empty list", False, (0.6, 0), 0), ("prose", False, (0, 0), 0),
+    ("an empty list where no tool fits", True, (1, 1), 1),
+    ("a call where no tool fits", False, (0.6, 0), 0)])
 def test_solver_pay_by_hand(label, right, paper, strict):
     text, gold = next(row[1:] for row in SOLVER_ANSWERS if row[0] == label)
     assert solver.is_right(text, gold) is right

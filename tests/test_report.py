@@ -53,6 +53,7 @@ def write_run(path, accuracy=(0.25, 0.5, 0.75), funnel=FUNNEL, more=None, **conf
                                 **OF_PHASE[phase], **(more or {})})
                 timings.append({"iteration": i, "phase": phase, "step": step, "seconds": 10,
                                 "sampling": 6, "training": 3, "peak_memory_mib": 7})
+        metrics.append({"iteration": i, "phase": "evaluation", "heldout_declined": 0.5})
         if i:
             metrics.append({"iteration": i, "phase": "curriculum", "step": 5, "funnel": funnel,
                             "mean_pass_rate": 0.65, "distinct_questions": 0.9})
@@ -73,7 +74,7 @@ def test_the_page_has_accuracy_training_pool_and_time_in_numbers(tmp_path):
     path = write_run(tmp_path / "run")
     assert report.write(path) == f"report: {path}/report.md, curves.png"
     page = (path / "report.md").read_text()
-    assert "| base | 25.0 | 4.6 to 69.9 | - | - | 0 | 0 | 3 |" in page      # Wilson, n = 4, by hand
+    assert "| base | 25.0 | 4.6 to 69.9 | 50.0 | - | - | 0 | 0 | 3 |" in page      # Wilson, n = 4, by hand
     assert "| Solver 2 | 75.0 | 30.1 to 95.4 | 1 | 0 | 0 | 0 | 1 |" in page
     assert "| `reward` | 0 -> 3 | 0 -> 3 |" in page
     assert "| in the curriculum | 2 | 2 |" in page and "| sound, spare | 1 | 1 |" in page

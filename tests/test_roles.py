@@ -97,7 +97,7 @@ def test_specs_follow_the_stated_shares():
 
 
 def graded(domain, p, n):
-    return [Task(f"q{domain}{p}{k}", [], [], {"domain": domain}, p, curriculum.bucket(p))
+    return [Task(f"q{domain}{p}{k}", [], GOLD, {"domain": domain}, p, curriculum.bucket(p))
             for k in range(n)]
 
 
@@ -147,6 +147,49 @@ def test_ablations_of_the_generators_reward():
     task = draft.task(SPEC)
     assert curriculum.structural_problem(draft, task) == "not_grounded"
     assert curriculum.structural_problem(draft, task, grounding=False) is None
+
+
+NONE = generator.Spec("travel", "single_turn", 1, 0)
+
+
+def test_declining_is_asked_for_only_where_the_user_wants_it():
+    plain, some = ([generator.sample_spec(random.Random(7), decline=share) for _ in range(1)][0]
+                   for share in (0.0, 0.999))
+    assert plain.calls > 0 and some == generator.Spec(plain.domain, plain.context, plain.tools, 0)
+    rng = random.Random(0)
+    specs = [generator.sample_spec(rng, decline=0.1) for _ in range(10_000)]
+    assert sum(spec.calls == 0 for spec in specs) / 10_000 == pytest.approx(0.1, abs=0.01)
+    assert "empty, []" in generator.prompt(NONE)[1]["content"]
+    assert "[]" not in generator.prompt(SPEC)[1]["content"]
+
+
+def test_the_generator_is_paid_for_an_empty_list_only_where_no_call_was_asked():
+    none, some = completion(calls="[]"), completion()
+    for text, spec, parts in ((none, NONE, (1, 1, 0.75)), (none, SPEC, (2 / 3, 0, 0)),
+                              (some, SPEC, (1, 1, 0.75)), (some, NONE, (2 / 3, 0, 0))):
+        draft = generator.read(text, no_call=spec.calls == 0)
+        paid = generator.reward(draft, difficulty=1.0, semantic=0.5)
+        assert tuple(paid.values()) == pytest.approx(parts)
+        assert (draft.task(spec) is not None) == (parts[0] == 1)
+    task = generator.read(none, no_call=True).task(NONE)
+    assert curriculum.structural_problem(generator.read(none, no_call=True), task) is None
+    assert curriculum.pass_rate([answer("[]"), answer('[{"name": "f"}]'), "no"], task.answer) == 1 / 3
+
+
+@pytest.mark.parametrize("text, paid", [
+    (answer("[]"), (1, 1)), (answer("[]", think=""), (1, 0)), (answer("nope"), (0.3, 0)),
+    (answer('[{"name": "f", "arguments": {}}]'), (0.6, 0)), (answer("[7]"), (0.6, 0)),
+    ("no tag", (0, 0))])
+def test_where_no_tool_fits_the_solver_is_paid_for_an_empty_list_and_nothing_else(text, paid):
+    for strict in (False, True):
+        assert tuple(solver.reward(text, [], strict).values()) == paid
+
+
+def test_a_curriculum_holds_the_share_of_tasks_without_calls():
+    none = [Task(f"n{k}", [], [], {"domain": "a"}, 0.5, "medium") for k in range(9)]
+    for share, count in ((0.0, 0), (0.1, 2), (0.9, 9)):
+        chosen = curriculum.select(graded("a", 0.5, 30) + none, 20, {"a": 1}, 0, decline=share)
+        assert len(chosen) == 20 and sum(not task.answer for task in chosen) == count
 
 
 @pytest.mark.parametrize("band, pay", [("rectangular", [0, 0, 1, 1, 0, 0]),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import generator
 import run as runs
 import selfplay
 import tiny
@@ -27,7 +28,8 @@ QWEN = ROOT.parent / "shared" / "tokenizers" / "Qwen2.5-1.5B-Instruct"
     (["--domains", "travel:x"], "--domains"), (["--domains", "nowhere.json"], "nowhere.json"),
     (["--gradient_checkpointing", "maybe"], "maybe"),
     (["--order", "random"], "--order"), (["--tools", "nowhere.json"], "nowhere.json"),
-    (["--deepspeed", "nowhere.json"], "nowhere.json"),
+    (["--deepspeed", "nowhere.json"], "nowhere.json"), (["--decline", "1"], "--decline"),
+    (["--decline", "-0.1"], "--decline"), (["--decline", "nan"], "--decline"),
     (["--shared_weights", "--freeze_generator"], "exclude")])
 def test_bad_settings_are_one_line(arguments, named, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -90,6 +92,9 @@ def test_a_small_run_leaves_everything(small_run):
     run_dir = small_run
     summary = json.loads((run_dir / "summary.json").read_text())
     assert len(summary["heldout_accuracy"]) == 2 and summary["funnel"][0]["pool"] == 48
+    none_fits = lines(run_dir / "iter1/none_fits.jsonl")
+    assert len(none_fits) == 6 and all(row["gold"] == [] for row in none_fits)
+    assert summary["heldout_declined"][1] == sum(row["error"] is None for row in none_fits) / 6
     pool = lines(run_dir / "iter1/pool.jsonl")
     funnel = summary["funnel"][0]
     assert sum(count for reason, count in funnel.items()
@@ -107,6 +112,15 @@ def test_a_small_run_leaves_everything(small_run):
     for role in ("generator", "solver"):
         weights = load_file(run_dir / "iter1" / role / "model.safetensors")
         assert {str(weight.dtype) for weight in weights.values()} == {"torch.float32"}
+
+
+def test_a_task_that_no_tool_answers_has_an_empty_list_as_gold():
+    text = ("<think>plan</think><question>Please cancel a flight.</question><available_tools>"
+            '[{"name": "book_train", "description": "Book a train.", "parameters": {}}]'
+            "</available_tools><tool_call_answer>[]</tool_call_answer>")
+    asked, other = (selfplay.read(generator.Spec("travel", "single_turn", 1, calls), text)
+                    for calls in (0, 1))
+    assert asked.task.answer == [] and other.task is None
 
 
 def test_a_trained_checkpoint_evaluates_alone(small_run):

@@ -44,6 +44,16 @@ def test_heldout_tasks_are_all_different():
     assert len(tasks) == 500 and len({repr(task) for task in tasks}) == 500
 
 
+def test_where_no_tool_fits_the_wanted_one_is_not_in_the_menu():
+    tasks = tiny.heldout(200, fits=False)
+    for task in tasks:
+        wanted = {f"{verb}_{noun}" for verb in tiny.VERBS for noun in tiny.NOUNS[task.spec["domain"]]
+                  if f"{verb} a {noun}" in task.question}
+        assert len(wanted) == 1 and not wanted & {tool["name"] for tool in task.tools}
+        assert task.answer == [] and len(task.tools) == task.spec["tools"]
+    assert len({repr(task) for task in tasks}) == 200
+
+
 @pytest.mark.parametrize("text", [
     "", "na\u00efve \u4e2d\u6587 \U0001f600\n\t", '{"a": [1, "x"]}', "Oslo on 2026-01-02",
     solver.SYSTEM])
