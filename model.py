@@ -28,6 +28,7 @@ import hashlib
 import json
 import math
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -51,6 +52,7 @@ LOGITS_AT_ONCE = 2**26     # elements of one fp32 block of logits: 256 MiB
 ALL = 2**62                # a sliding window that ends nowhere
 ONE_BY_ONE = 2**16         # probabilities that are summed as they stand: blocks would take longer
 STRETCH = {"cpu": 8, "cuda": 64}     # steps between two drops of finished rows, at least
+ONE_THREAD = 10**8         # multiplications of a step that a second CPU thread does not speed up
 
 
 @dataclass
@@ -482,6 +484,14 @@ def leave_group():
         dist.destroy_process_group()
 
 
+def of_every_rank(value):
+    """[the value of each rank], on every rank."""
+    values = [value] * rank_and_world()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def deal(items, size, work):
     """[result for each item], with the work shared among the ranks; every rank gets all results.
 
@@ -495,11 +505,7 @@ def deal(items, size, work):
     """
     rank, world = rank_and_world()
     starts = range(0, len(items), size)
-    mine = [work(start, items[start:start + size]) for start in starts[rank::world]]
-    parts = [mine]
-    if world > 1:
-        parts = [None] * world
-        dist.all_gather_object(parts, mine)
+    parts = of_every_rank([work(start, items[start:start + size]) for start in starts[rank::world]])
     return [result for i in range(len(starts)) for result in parts[i % world][i // world]]
 
 
@@ -701,12 +707,25 @@ class Decoder:
         self.ended_B = torch.zeros_like(self.live, dtype=torch.bool)
         self.cache.repack(stay_B, steps)
         step = self.step
-        for n in range(steps):
-            if n == 1 and self.live.is_cuda:
-                step = as_cuda_graph(step)      # the first step was its warm-up
-            step()
-            if self.ended_B.all():
-                break
+        with threads_for(len(self.live) * self.lm.model.num_parameters()):
+            for n in range(steps):
+                if n == 1 and self.live.is_cuda:
+                    step = as_cuda_graph(step)      # the first step was its warm-up
+                step()
+                if self.ended_B.all():
+                    break
+
+
+@contextmanager
+def threads_for(products):
+    """A single CPU thread while steps of so many multiplications are taken, if these are few: two
+    would wait for each other at every operation, and long where other programs want the cores."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(usual if products > ONE_THREAD else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def as_cuda_graph(step):
@@ -717,7 +736,7 @@ def as_cuda_graph(step):
     return graph.replay
 
 
-@torch.no_grad()
+@torch.inference_mode()      # no_grad, at a lower price for each small operation
 def sample_chunk(lm, prompts, keys, temperature, max_tokens):
     """The rows of one batch: for each prompt, a list of Rollouts.
 
