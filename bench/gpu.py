@@ -4,13 +4,14 @@ It needs torch and transformers and nothing else: the large model has Qwen2.5-1.
 random weights, the small one is the embedded model. What works with DeepSpeed is skipped where
 DeepSpeed is not installed. Each part is a process of its own with a time limit, so that one that
 fails costs no other; after each, the JSON file is written again. With --device cpu all sizes are
-tiny: numbers then mean nothing, but every part that a CPU has runs.
+tiny, and the parts share a process: the numbers mean nothing, but everything that a CPU has runs.
 """
 import argparse
 import json
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -260,19 +261,29 @@ PARTS = {  # name: (function, seconds at most)
 # One after the other
 
 
-def run(name, device, seconds):
-    """{what: value} of a part in a process of its own; {"failed" or "skipped": why}."""
+def here(name, device):
+    """{what: value} of a part in this process; {"failed" or "skipped": why}."""
+    try:
+        return PARTS[name][0](SIZES[device], device)
+    except Skipped as reason:
+        return {"skipped": str(reason)}
+    except Exception as error:      # whatever it is: the other parts go on
+        traceback.print_exc()
+        return {"failed": f"{type(error).__name__}: {lms.one_line(error)}"}
+
+
+def apart(name, device, seconds):
+    """The same in a process of its own that has so many seconds."""
     if seconds < 5:
         return {"skipped": "no time is left"}
     command = [sys.executable, __file__, "--device", device, "--part", name]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return {"failed": f"not done in {seconds:.0f} s"}
     results = [line for line in done.stdout.splitlines() if line.startswith("result ")]
     if not results:
-        print(done.stderr[-3000:], file=sys.stderr)
-        return {"failed": (done.stderr.strip().splitlines() or ["no word"])[-1][:300]}
+        return {"failed": f"ended with code {done.returncode}"}
     return json.loads(results[-1].removeprefix("result "))
 
 
@@ -283,22 +294,22 @@ def main():
     parser.add_argument("--part", choices=PARTS, help="only this one, in this process")
     args = parser.parse_args()
     if args.part:
-        try:
-            result = PARTS[args.part][0](SIZES[args.device], args.device)
-        except Skipped as reason:
-            result = {"skipped": str(reason)}
-        print("\nresult " + json.dumps(result))
+        print("\nresult " + json.dumps(here(args.part, args.device)))
         return
-    card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
+    on_gpu = args.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        raise SystemExit("torch sees no GPU here; --device cpu shows that the script runs")
+    card = torch.cuda.get_device_name() if on_gpu else "CPU"
     result = {"device": card, "torch": torch.__version__, "transformers": transformers.__version__,
               "parts": {}}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     for name, (_, limit) in PARTS.items():
-        left = BUDGET - (time.monotonic() - started)
-        result["parts"][name] = run(name, args.device, min(limit, left))
+        left = min(limit, BUDGET - (time.monotonic() - started))
+        part = apart(name, args.device, left) if on_gpu else here(name, args.device)
+        result["parts"][name] = part
         args.out.write_text(json.dumps(result, indent=1) + "\n")
-        for what, value in result["parts"][name].items():
+        for what, value in part.items():
             shown = f"{value:.4g}" if isinstance(value, float) else value
             print(f"{name:18}{what:44}{shown}", flush=True)
     print(f"{card}, torch {torch.__version__}, transformers {transformers.__version__}: "
