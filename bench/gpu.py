@@ -94,7 +94,11 @@ def matrix_rate(size, device):
 
 
 def peak_gib():
-    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    """Most memory that tensors have held since the last call; 0 on a CPU."""
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    if peak:
+        torch.cuda.reset_peak_memory_stats()
+    return peak
 
 
 # ---------------------------------------------------------------------------------------------
@@ -162,10 +166,13 @@ def rollouts(size, device):
         for name, sampler in (("ours", rollout.ours), ("generate", rollout.generate)):
             lm.model.set_attn_implementation("shared_prompt" if name == "ours" else "sdpa")
             sampler(lm, prompts, SimpleNamespace(samples=8, most=4), 0)      # warm-up
+            peak_gib()
             took, _ = timed(sampler, lm, prompts, args, 1)
-            result |= {f"tokens per second, {rows} rows, {name}": rows * size.tokens / took,
-                       f"share of the bound, {rows} rows, {name}": rows * size.tokens / took / bound}
-    return result | {"peak GiB": peak_gib()}
+            what, speed = f"{rows} rows, {name}", rows * size.tokens / took
+            result |= {f"tokens per second, {what}": speed,
+                       f"share of the bound, {what}": speed / bound,
+                       f"peak GiB, {what}": peak_gib()}
+    return result
 
 
 class PlainEngine:
@@ -195,12 +202,25 @@ def rewarded(lm, size, device):
     return groups, torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
 
 
+def repeats(model, groups, device):
+    """Has a gradient the same bits when it is computed again?"""
+    gradients = []
+    for _ in range(2):
+        model.zero_grad()
+        lms.token_logprobs(model, lms.pack(groups[:2], device))[0].sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    model.zero_grad()
+    return all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
 def training(size, device):
     """A step of the plain engine in bf16: tokens per second, and its share of the matrix rate."""
     lm, rate = large_lm(size, device), matrix_rate(size, device)
     groups, rewards = rewarded(lm, size, device)
+    same = repeats(lm.model, groups, device)
     made = PlainEngine(lm.model, device)
     grpo.step(made, groups, rewards, 1e-6, 8192)                    # warm-up
+    peak_gib()
     took, metrics = timed(grpo.step, made, groups, rewards, 1e-6, 8192)
     vocabulary, hidden = size.shape[:2]
     body = sum(p.numel() for p in lm.model.parameters()) - vocabulary * hidden
@@ -208,9 +228,10 @@ def training(size, device):
     tokens = 8 * size.prompt + answers
     # Forward 2 and backward 4 operations for each weight; attention and what is done twice aside.
     operations = 6 * (body * tokens + vocabulary * hidden * answers)
-    return {"matrix rate, TFLOP/s": rate / 1e12, "seconds": took, "tokens per second": tokens / took,
+    return {"matrix rate, TFLOP/s": rate / 1e12, "seconds": took,
+            "tokens per second": tokens / took,
             "share of the matrix rate": operations / took / rate, "peak GiB": peak_gib(),
-            "sampler gap, nats": metrics["sampler_gap"]}
+            "sampler gap, nats": metrics["sampler_gap"], "gradient repeats bit for bit": same}
 
 
 def nccl(size, device):
@@ -223,7 +244,8 @@ def nccl(size, device):
     dist.all_gather_object(parts, ["a text"])
     dist.barrier()
     lms.leave_group()
-    return {"backend": kind, "sum and texts arrive": bool(x.sum() == 1000 and parts == [["a text"]])}
+    arrived = bool(x.sum() == 1000) and parts == [["a text"]]
+    return {"backend": kind, "sum and texts arrive": arrived}
 
 
 def deepspeed(size, device):

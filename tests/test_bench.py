@@ -64,6 +64,15 @@ def test_the_gpu_script_runs_on_a_cpu(tmp_path):
         assert all(f"{name:18}{what:44}" in printed for what in part)
 
 
+def test_parts_that_want_deepspeed_are_skipped_where_it_is_not(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    import gpu
+    for name in ("check", "engine"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    assert gpu.here("DeepSpeed", "cpu") == {"skipped": "deepspeed is not installed"}
+
+
 def test_a_part_that_fails_or_dies_costs_no_other(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCH))
     import gpu
