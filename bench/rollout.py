@@ -4,8 +4,8 @@ vLLM.
     python bench/rollout.py                 # tiny model, 16 prompts x 8 samples, until EOS
     python bench/rollout.py --tokens 64     # as many tokens for every sample
     python bench/rollout.py --probes        # what K = 8 samples cost beside K = 1
-    python bench/rollout.py --model models/smollm2 --dtype bfloat16 --prompts 8 --tokens 64 \\
-        --vllm ENVIRONMENT/bin/python       # a real model; vLLM in an environment of its own
+    python bench/rollout.py --model models/smollm2 --dtype bfloat16 --prompts 8 --tokens 32 \\
+        --unpaged --vllm ENVIRONMENT/bin/python       # a real model; vLLM in an environment of its own
 
 Everybody draws from the same softmax at temperature 1; tokens behind an EOS do not count.
 """
@@ -94,6 +94,8 @@ def contestants(lm, theirs, prompts, args):
             "generate": timed(generate, theirs, prompts, args)}
     if args.vllm:
         runs["vLLM"] = vllm(lm, prompts, args)
+    if args.unpaged:
+        return runs
     paged = timed(continuous_batching, theirs, prompts, args)
     try:
         paged(0)
@@ -118,6 +120,8 @@ def main():
     common.add_model(parser, tiny.PATH)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--vllm", metavar="PYTHON", help="of an environment that has vLLM")
+    parser.add_argument("--unpaged", action="store_true",
+                        help="leave out continuous batching, the slowest by far on a CPU")
     parser.add_argument("--prompts", type=int, help="16; 128 with --probes")
     parser.add_argument("--samples", type=int, default=8, help="of each prompt")
     parser.add_argument("--tokens", type=int, default=0,

@@ -83,6 +83,7 @@ def draw(curves, file):
         curves: {(axis, work, name): [result of each size]}.
     """
     import matplotlib.figure
+    matplotlib.rcParams["svg.fonttype"] = "none"      # text as text
     figure = matplotlib.figure.Figure(figsize=(12, 6), layout="constrained")
     panels = figure.subplots(2, len(AXES))
     for (axis, work, name), results in curves.items():
