@@ -35,6 +35,7 @@ def take_turns(contestants, rounds):
     for n in range(rounds + 1):
         for name, run in contestants.items():
             result = run(n)
+            print(f"round {n} of {rounds}: {name} {result}", file=sys.stderr, flush=True)
             if n:
                 results[name].append(result)
     return results

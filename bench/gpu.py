@@ -165,10 +165,15 @@ def rollouts(size, device):
         args = SimpleNamespace(samples=8, most=size.tokens)
         for name, sampler in (("ours", rollout.ours), ("generate", rollout.generate)):
             lm.model.set_attn_implementation("shared_prompt" if name == "ours" else "sdpa")
-            sampler(lm, prompts, SimpleNamespace(samples=8, most=4), 0)      # warm-up
-            peak_gib()
-            took, _ = timed(sampler, lm, prompts, args, 1)
-            what, speed = f"{rows} rows, {name}", rows * size.tokens / took
+            what = f"{rows} rows, {name}"
+            try:
+                sampler(lm, prompts, SimpleNamespace(samples=8, most=4), 0)      # warm-up
+                peak_gib()
+                took, _ = timed(sampler, lm, prompts, args, 1)
+            except torch.OutOfMemoryError:
+                result[what] = "out of memory"
+                continue
+            speed = rows * size.tokens / took
             result |= {f"tokens per second, {what}": speed,
                        f"share of the bound, {what}": speed / bound,
                        f"peak GiB, {what}": peak_gib()}
