@@ -13,7 +13,10 @@ import vllm
 
 
 def main():
-    task = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line:      # the benchmark has ended before its first turn
+        return
+    task = json.loads(line)
     longest = max(map(len, task["prompts"])) + task["most"]
     rows = len(task["prompts"]) * task["samples"]
     llm = vllm.LLM(model=task["model"], dtype=task["dtype"], max_model_len=longest,
