@@ -5,7 +5,7 @@ vLLM.
     python bench/rollout.py --tokens 64     # as many tokens for every sample
     python bench/rollout.py --probes        # what K = 8 samples cost beside K = 1
     python bench/rollout.py --model models/smollm2 --dtype bfloat16 --prompts 8 --tokens 32 \\
-        --unpaged --vllm ENVIRONMENT/bin/python       # a real model; vLLM in an environment of its own
+        --unpaged --vllm ENVIRONMENT/bin/python     # a real model; vLLM has its own environment
 
 Everybody draws from the same softmax at temperature 1; tokens behind an EOS do not count.
 """

@@ -92,14 +92,17 @@ def draw(curves, file):
                 [result[axis] for result in results], [result[unit] / scale for result in results],
                 color="#d9622b" if work == "sampling" else "#2464a4", marker="o",
                 linestyle="-" if name == "ours" else ":", label=f"{work}, {name}")
-    for column, title in enumerate(AXES.values()):
+    for column, (axis, title) in enumerate(AXES.items()):
         panels[0, column].set_title(title)
-        for row in range(2):
-            panels[row, column].set_xscale("log", base=2)
-            panels[row, column].set_yscale("log", base=2)
-    panels[0, 0].set_ylabel("seconds")
-    panels[1, 0].set_ylabel("GiB beyond the model")
-    panels[0, 0].legend()
+        for axes, unit in zip(panels[:, column], ("seconds", "GiB beyond the model")):
+            sizes = sorted({result[axis] for key in curves if key[0] == axis
+                            for result in curves[key]})
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+            axes.set_yscale("log", base=2)
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.set_ylabel(unit if column == 0 else "")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     figure.savefig(file)
 
 
