@@ -56,8 +56,8 @@ class Config:
     micro_tokens: int = 16_384           # us: tokens per forward pass on a rank, prompts once
     sample_rows: int = 64                # us: samples decoded together on a rank
     gradient_checkpointing: bool = True  # us: trades a second forward pass for memory
-    heldout_tasks: int = 500           # us: tasks of tiny.py, solved greedily after every iteration;
-                                       #     beside them 2/5 as many that no tool answers
+    heldout_tasks: int = 500             # us: tasks of tiny.py, solved greedily after an iteration,
+                                         #     and 2/5 as many that no tool answers
     save_every: int = 10                 # us: training steps between two resumable states
     collective_timeout: int = 30         # us: minutes that a rank waits for the others
     deepspeed: str = ""                  # us: a JSON file merged under our DeepSpeed settings

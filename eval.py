@@ -183,7 +183,7 @@ def overlap(args):
 
 
 def coldstart_questions(seed, steps, batch, **_):
-    """[(where it stands, question)] of every example of a cold start, made again from its settings."""
+    """[(where it stands, question)] of every example of a cold start, made again."""
     return [(f"step {step}, example {n}", question) for step in range(steps)
             for n, question in enumerate(coldstart_world.questions(seed, step, steps, batch), 1)]
 
