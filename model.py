@@ -695,7 +695,7 @@ class Decoder:
     def step(self):
         """The model reads the newest tokens, and we pick the next."""
         hidden_B1D = hidden_states(self.lm.model, self.cache, self.last_B[:, None],
-                                    (self.length_B + self.t)[:, None], self.cache)
+                                   (self.length_B + self.t)[:, None], self.cache)
         self.t += 1
         self._pick(logits(self.lm.model, hidden_B1D[:, 0]))
 
@@ -802,7 +802,7 @@ def choose(lm, prompts, ids, rows):
     int."""
     def work(start, chunk):
         ids_BT = pad_sequence([torch.tensor(row) for row in chunk],
-                                                 batch_first=True).to(lm.model.device)
+                              batch_first=True).to(lm.model.device)
         last_B = torch.tensor([len(row) - 1 for row in chunk])
         hidden = lm.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
         logits_BV = logits(lm.model, hidden[torch.arange(len(chunk)), last_B])

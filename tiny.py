@@ -133,7 +133,8 @@ def sample_task(rng, spec, heldout=False):
     near = [(v, n) for v, n in pairs if (v, n) not in wanted
             and any(v == verb or n == noun for verb, noun in wanted)]
     others = rng.sample(near, spec.tools - spec.calls)
-    fitting, others = ([make_tool(spec.domain, *pair) for pair in some] for some in (wanted, others))
+    fitting, others = ([make_tool(spec.domain, *pair) for pair in some]
+                       for some in (wanted, others))
     calls = [{"name": tool["name"],
               "arguments": {name: sample_value(rng, KIND_OF[name]) for name in tool["parameters"]}}
              for tool in fitting]

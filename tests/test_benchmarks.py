@@ -156,7 +156,8 @@ def test_bfcl_accepts_several_values(row_id, calls, right, data):
 
 def test_bfcl_questions_and_parts(data):
     rows = {row.id: row for row in bfcl_rows(data)}
-    assert list(dict.fromkeys(row.part for row in rows.values())) == [*loaders.NON_LIVE, *loaders.LIVE]
+    parts = list(dict.fromkeys(row.part for row in rows.values()))
+    assert parts == [*loaders.NON_LIVE, *loaders.LIVE]
     assert rows["multiple_0"].task.question == "Do it, please."
     assert rows["live_simple_0"].task.question == "System: Be kind.\nUser: Do it, please."
     assert rows["simple_python_0"].task.tools[0]["required"] == ["artist"]

@@ -16,6 +16,7 @@ from cli import Refused
 from conftest import (ROOT, SMALL, call, is_free, kill_group, lines, same, start, steps_logged,
                       wait_for)
 
+
 def selfplay(path, *more):
     return sys.executable, "selfplay.py", "--run_dir", path, *SMALL, *more
 
