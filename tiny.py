@@ -318,10 +318,10 @@ def vocabulary():
     tags += ["\n<available_tools>\n", "\n</available_tools>",
              "\n</available_tools>\n<tool_call_answer>\n", "\n</tool_call_answer>"]
     system = [solver.SYSTEM, generator.SYSTEM, curriculum.JUDGE_SYSTEM]
-    asked = [generator.prompt(generator.Spec("@", context, 0, 0))[1]["content"]
+    asked = [generator.prompt(generator.Spec("@", context, 0, 1))[1]["content"]
              for context in ("single_turn", "multi_turn")]
-    given = generator.prompt(generator.Spec("@", "single_turn", 0, 0, []))[1]["content"]
-    lines = ["Domain: ", *(text[len("Domain: @"):-len("0\nNumber of calls: exactly 0")]
+    given = generator.prompt(generator.Spec("@", "single_turn", 0, 1, []))[1]["content"]
+    lines = ["Domain: ", *(text[len("Domain: @"):-len("0\nNumber of calls: exactly 1")]
                            for text in asked), "\nNumber of calls: exactly ",
              generator.OWN_DOMAIN, given[len(asked[0]):-len("[]")]]
     return list(dict.fromkeys(words + phrases + scaffolding + tags + system + lines))

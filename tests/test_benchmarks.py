@@ -175,11 +175,11 @@ def test_irrelevance(answer, error, data):
 
 
 def test_nobody_reads_bfcls_accuracy_without_its_irrelevance(data):
-    rows = loaders.load("bfcl", data)
+    rows = loaders.load("bfcl_nonlive", data)
     none = [score.judge(row, "<tool_call_answer>[]</tool_call_answer>") for row in rows]
-    first, second = results.set_lines("bfcl", rows, none)[:2]
+    first, second = results.set_lines("bfcl_nonlive", rows, none)[:2]
     right = sum(row.part == "irrelevance" for row in rows)
-    assert first.startswith("bfcl: ") and f"of {len(rows)} right" in first
+    assert first.startswith("bfcl_nonlive: ") and f"of {len(rows)} right" in first
     assert second.startswith(f"    irrelevance: 100.0 % of {right} right")
 
 
