@@ -128,12 +128,12 @@ TINY = dict(
     gradient_checkpointing=False)
 SMALL = dict(   # 135M to 0.5B parameters after a cold start, on two CPU cores or one small GPU
     model="models/cold",       # what coldstart.py wrote
-    # A Generator's step costs three of a Solver's: it writes 400 tokens where the other one writes
-    # 80, and every task is tried. So few of these and many of those make an hour on two cores.
+    # A Generator writes 400 tokens where a Solver writes 80, and every task of it is tried: few
+    # steps of the one, many of the other. By estimate an iteration takes an hour on two cores.
     generator_steps=8, solver_steps=24, generator_prompts=8, solver_prompts=8, group_size=6,
     pool_size=320, curriculum_size=96,
     max_prompt=1536, max_completion=640, max_verify=256,      # a menu of 8 tools takes 500 tokens
-    learning_rate=2e-5,        # the steps are a half of the paper's, the model a tenth as large
+    learning_rate=2e-5,        # not found by trial yet; the paper's model is ten times as large
     sample_rows=24,            # two ranks share even the 48 samples of a step
     micro_tokens=4096, gradient_checkpointing=False, heldout_tasks=100, save_every=2)
 PRESETS = {

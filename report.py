@@ -335,8 +335,7 @@ def heldout_section(run):
     head = ["", "right, %", "95 % interval", "declined, %", "newly right", "forgotten", *wrong]
     return rows and table(head, rows) + [
         "", "Greedy answers; Wilson's interval. Declined: where no tool fits. Newly right and "
-        "forgotten are numbers of tasks, against the row above; then come the wrong answers by "
-        "kind."]
+        "forgotten are tasks, against the row above; then come the wrong answers by kind."]
 
 
 def won_and_lost(run, i):

@@ -30,7 +30,6 @@ import tiny
 from benchmarks.score import error_class
 from cli import Refused, refuse
 from config import explain, parse
-from curriculum import signature
 from verify import Task
 
 
@@ -222,7 +221,7 @@ def diversity_metrics(candidates):
     questions = [c.draft.question for c in candidates if c.draft.question]
     domains = Counter(task.spec["domain"] for task in tasks)
     return {"distinct_questions": len(set(questions)) / len(questions) if questions else 1.0,
-            "distinct_signatures": len({signature(task) for task in tasks}) / max(1, len(tasks)),
+            "distinct_signatures": len(set(map(curriculum.signature, tasks))) / max(1, len(tasks)),
             "domain_entropy": -sum(n / len(tasks) * math.log(n / len(tasks))
                                    for n in domains.values()),
             "spec_tools": mean([len(t.tools) == t.spec["tools"] for t in tasks] or [0.0]),
