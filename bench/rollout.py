@@ -71,8 +71,10 @@ def vllm(lm, prompts, args):
             "samples": args.samples, "most": args.most, "eos": list(lm.eos)}
     # Its CPU build wants Intel's OpenMP, which pip has put into the environment.
     openmp = Path(args.vllm).parents[1] / "lib/libiomp5.so"
-    variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
-                 "HF_HUB_OFFLINE": "1"}
+    variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR",
+                 "HF_HUB_OFFLINE": "1",
+                 # Every core that we have; by itself it would leave one to the rest of vLLM.
+                 "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0))))}
     if openmp.exists():
         variables["LD_PRELOAD"] = str(openmp)
     return common.worker([args.vllm, Path(__file__).with_name("vllm_worker.py")],

@@ -5,6 +5,7 @@ import shutil
 import sys
 import textwrap
 from collections import Counter
+from os.path import commonprefix
 
 import numpy as np
 import pytest
@@ -183,8 +184,13 @@ def test_any_groups_have_the_plain_log_probs_and_gradient(wide, monkeypatch, att
 
 def test_small_steps_take_one_thread_and_draw_what_two_would(lm, prompts, monkeypatch):
     seen, plain, usual = [], lms.hidden_states, torch.get_num_threads()
-    monkeypatch.setattr(lms, "hidden_states",
-                        lambda *args: seen.append(torch.get_num_threads()) or plain(*args))
+
+    def watched(model, layout, *args):
+        if isinstance(layout, lms.GroupCache):      # a step, no prefill
+            seen.append(torch.get_num_threads())
+        return plain(model, layout, *args)
+
+    monkeypatch.setattr(lms, "hidden_states", watched)
     drawn = []
     try:
         for limit, threads in ((10**8, 1), (0, 2)):
@@ -202,10 +208,12 @@ def test_small_steps_take_one_thread_and_draw_what_two_would(lm, prompts, monkey
 def test_finished_rows_leave_the_batch_and_change_nothing(lm, prompts):
     sizes = []
     hook = lm.model.base_model.register_forward_hook(
-        lambda module, args, out: sizes.append(out.last_hidden_state.shape[0]))
+        lambda module, args, out: sizes.append(out.last_hidden_state.shape[:2].numel()))
     together = lms.sample(lm, prompts, 2, (5,), 1.0, 128, rows=24)
     hook.remove()
-    assert sizes[0] == len(prompts), "one prefill for each distinct prompt"
+    shared = len(commonprefix(prompts))
+    assert shared and sizes[0] == shared + sum(len(ids) - shared for ids in prompts), (
+        "each distinct prompt is read once, and what all have in common once")
     assert sizes[1] == 24 and sizes[-1] < 8
     alone = lms.sample(lm, prompts, 2, (5,), 1.0, 128, rows=2)
     same = sum(a.ids == b.ids for x, y in zip(together, alone) for a, b in zip(x, y))
