@@ -3,7 +3,6 @@ invariants hold?
 
     python selfplay.py --preset paper --check      # one table, no weights loaded
     python selfplay.py --assert_invariants         # every step is checked
-    python check.py                                # the README's table of memory per GPU
 
 The forecast adds up tensors that are there at the same time:
 
@@ -19,7 +18,7 @@ import shutil
 from types import SimpleNamespace
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 import curriculum
 import engine
@@ -31,17 +30,6 @@ from cli import Refused
 
 GIB = 2**30
 LIVE_PARAMETERS = 10**9      # DeepSpeed's own stage3_max_live_parameters: gathered at a time
-QWEN = {  # hidden_size, intermediate_size, layers, heads, key-value heads
-    "0.5B": (896, 4864, 24, 14, 2), "1.5B": (1536, 8960, 28, 12, 2), "3B": (2048, 11008, 36, 16, 2),
-}
-
-
-def qwen_shape(size):
-    """Configuration of a Qwen2.5-Instruct model, from its published shape."""
-    hidden, inner, layers, heads, kv_heads = QWEN[size]
-    return Qwen2Config(vocab_size=151_936, hidden_size=hidden, intermediate_size=inner,
-                       num_hidden_layers=layers, num_attention_heads=heads,
-                       num_key_value_heads=kv_heads, tie_word_embeddings=True)
 
 
 def count_parameters(shape):
@@ -92,13 +80,6 @@ def disk_bytes(parameters, iterations):
     return iterations * 2 * 4 * parameters + 2 * 12 * parameters + 2**26
 
 
-def host_bytes(parameters):
-    """Host memory of a GPU machine beside the processes: the mapped fp32 checkpoint, shared by all
-    ranks, and the fp32 weights that rank 0 gathers to write one."""
-    mapped = gathered = 4 * parameters
-    return mapped + gathered
-
-
 def report(config):
     """Print what the run needs and what there is."""
     try:
@@ -115,7 +96,9 @@ def report(config):
     for part in columns[0]:
         print(f"{part:18}" + "".join(f"{column[part] / GIB:9.2f}" for column in columns))
     folder = next(path for path in (config.path, *config.path.resolve().parents) if path.exists())
-    print(f"\n{'host memory':18}{host_bytes(N) / GIB:9.2f} GiB a machine; there are "
+    # Beside the processes: the mapped fp32 checkpoint, shared by all ranks, and the fp32 weights
+    # that rank 0 gathers to write one.
+    print(f"\n{'host memory':18}{2 * 4 * N / GIB:9.2f} GiB a machine; there are "
           f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_AVPHYS_PAGES') / GIB:.1f} free")
     print(f"{'disk':18}{disk_bytes(N, config.iterations) / GIB:9.2f} GiB; there are "
           f"{shutil.disk_usage(folder).free / GIB:.1f} free")
@@ -157,9 +140,7 @@ def model_lines(config, shape, tokenizer):
             f"{'sampler':18}temperature 1 in training, {config.probe_temperature} for probes and "
             "pool, greedy in evaluation; top-p 1, no top-k; ignored of the model's own settings: "
             f"{ignored or 'nothing'}",
-            f"{'judge':18}the scores 1 to 5 are the tokens {', '.join(map(str, digits))}",
-            f"{'C++ compiler':18}{shutil.which('c++') or shutil.which('g++') or 'none'} "
-            "(not needed)"]
+            f"{'judge':18}the scores 1 to 5 are the tokens {', '.join(map(str, digits))}"]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -183,25 +164,3 @@ def check_step(config, groups, reward_PG, eos, metrics):
         f"sampler and trainer differ by {metrics['sampler_gap']:.4f} nats")
     if config.inner_updates == 1:
         assert metrics["clip_share"] == 0, "a ratio is not 1 with one inner update"
-
-
-def readme_table(config):
-    """Markdown: peak GiB per GPU of the paper's models on 1, 2, 4 and 8 GPUs,
-    with the parts on 1."""
-    columns = {size: qwen_shape(size) for size in QWEN}
-    first = {size: forecast(shape, config, 1) for size, shape in columns.items()}
-    lines = ["| GiB per GPU | " + " | ".join(f"Qwen2.5-{size}" for size in QWEN) + " |",
-             "|---|---|---|---|"]
-    lines += [f"| {part} (1 GPU) | "
-              + " | ".join(f"{first[size][part] / GIB:.1f}" for size in QWEN) + " |"
-              for part in list(first["0.5B"])[:-1]]
-    for world in (1, 2, 4, 8):
-        peaks = [forecast(shape, config, world)["peak"] for shape in columns.values()]
-        lines.append(f"| **peak, {world} GPU** | "
-                     + " | ".join(f"{peak / GIB:.1f}" for peak in peaks) + " |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    from config import Config
-    print(readme_table(Config()))

@@ -235,7 +235,8 @@ def run(args):
           save)
     if first:
         serving.write_checkpoint(args.out, lm, trainer.masters)
-        write_json(args.out / coldstart_world.RECORD, {"settings": settings, "losses": trainer.losses})
+        write_json(args.out / coldstart_world.RECORD,
+                   {"settings": settings, "losses": trainer.losses})
         state.unlink(missing_ok=True)
         print(f"wrote {args.out}")
     lms.leave_group()
@@ -246,7 +247,7 @@ def main():
     add = parser.add_argument
     add("--model", required=True, help="directory or hub name of the base")
     add("--out", required=True, type=Path, help="directory to write")
-    add("--steps", type=positive, default=400)
+    add("--steps", type=positive, default=160)
     add("--batch", type=positive, default=8, help="examples in a step")
     add("--learning_rate", type=float, default=3e-4)
     add("--seed", type=int, default=0)

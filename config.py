@@ -56,8 +56,8 @@ class Config:
     micro_tokens: int = 16_384           # us: tokens per forward pass on a rank, prompts once
     sample_rows: int = 64                # us: samples decoded together on a rank
     gradient_checkpointing: bool = True  # us: trades a second forward pass for memory
-    heldout_tasks: int = 500           # us: tasks of tiny.py, solved greedily after every iteration;
-                                       #     beside them 2/5 as many that no tool answers
+    heldout_tasks: int = 500             # us: tasks of tiny.py, solved greedily after an iteration,
+                                         #     and 2/5 as many that no tool answers
     save_every: int = 10                 # us: training steps between two resumable states
     collective_timeout: int = 30         # us: minutes that a rank waits for the others
     deepspeed: str = ""                  # us: a JSON file merged under our DeepSpeed settings
@@ -128,12 +128,12 @@ TINY = dict(
     gradient_checkpointing=False)
 SMALL = dict(   # 135M to 0.5B parameters after a cold start, on two CPU cores or one small GPU
     model="models/cold",       # what coldstart.py wrote
-    # A Generator's step costs three of a Solver's: it writes 400 tokens where the other one writes
-    # 80, and every task is tried. So few of these and many of those make an hour on two cores.
+    # A Generator writes 400 tokens where a Solver writes 80, and every task of it is tried: few
+    # steps of the one, many of the other. By estimate an iteration takes an hour on two cores.
     generator_steps=8, solver_steps=24, generator_prompts=8, solver_prompts=8, group_size=6,
     pool_size=320, curriculum_size=96,
     max_prompt=1536, max_completion=640, max_verify=256,      # a menu of 8 tools takes 500 tokens
-    learning_rate=2e-5,        # the steps are a half of the paper's, the model a tenth as large
+    learning_rate=2e-5,        # not found by trial yet; the paper's model is ten times as large
     sample_rows=24,            # two ranks share even the 48 samples of a step
     micro_tokens=4096, gradient_checkpointing=False, heldout_tasks=100, save_every=2)
 PRESETS = {

@@ -183,7 +183,7 @@ def overlap(args):
 
 
 def coldstart_questions(seed, steps, batch, **_):
-    """[(where it stands, question)] of every example of a cold start, made again from its settings."""
+    """[(where it stands, question)] of every example of a cold start, made again."""
     return [(f"step {step}, example {n}", question) for step in range(steps)
             for n, question in enumerate(coldstart_world.questions(seed, step, steps, batch), 1)]
 
@@ -294,7 +294,8 @@ def parse(argv):
     parser.add_argument("--rows", type=positive, default=64, help="answers decoded together")
     parser.add_argument("--score", type=Path, metavar="DIR", help="score what --out wrote again")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two of --out")
-    parser.add_argument("--overlap", type=Path, metavar="RUN", help="audit a run's curricula, or a cold start")
+    parser.add_argument("--overlap", type=Path, metavar="RUN",
+                        help="audit a run's curricula, or a cold start")
     parser.add_argument("--cross_play", type=Path, metavar="RUN", help="writes RUN/cross_play.json")
     parser.add_argument("--native", nargs="?", const="auto", choices=native.NAMES, metavar="READER",
                         help="ask in the model's own prompt with tools=, and read the answer as "

@@ -28,8 +28,10 @@ import hashlib
 import json
 import math
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from os.path import commonprefix
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +53,7 @@ LOGITS_AT_ONCE = 2**26     # elements of one fp32 block of logits: 256 MiB
 ALL = 2**62                # a sliding window that ends nowhere
 ONE_BY_ONE = 2**16         # probabilities that are summed as they stand: blocks would take longer
 STRETCH = {"cpu": 8, "cuda": 64}     # steps between two drops of finished rows, at least
+ONE_THREAD = 10**8         # multiplications of a step that a second CPU thread does not speed up
 
 
 @dataclass
@@ -436,6 +439,9 @@ def shared_prompt_attention(module, query, key, value, attention_mask, scaling, 
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
                                       **kwargs)
+    for name in ("softcap", "position_bias", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"no {name} in our attention")
     return layout.attend(module, query, key, value, scaling, sliding_window or ALL), None
 
 
@@ -482,6 +488,14 @@ def leave_group():
         dist.destroy_process_group()
 
 
+def of_every_rank(value):
+    """[the value of each rank], on every rank."""
+    values = [value] * rank_and_world()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def deal(items, size, work):
     """[result for each item], with the work shared among the ranks; every rank gets all results.
 
@@ -495,11 +509,7 @@ def deal(items, size, work):
     """
     rank, world = rank_and_world()
     starts = range(0, len(items), size)
-    mine = [work(start, items[start:start + size]) for start in starts[rank::world]]
-    parts = [mine]
-    if world > 1:
-        parts = [None] * world
-        dist.all_gather_object(parts, mine)
+    parts = of_every_rank([work(start, items[start:start + size]) for start in starts[rank::world]])
     return [result for i in range(len(starts)) for result in parts[i % world][i // world]]
 
 
@@ -564,19 +574,20 @@ class GroupCache:
     What a transformers model asks of a cache, `update`, and what `shared_prompt_attention` does.
     """
 
-    def __init__(self, prefill, length_P, group_B, column):
+    def __init__(self, prompts, length_P, group_B, column):
         """
         Args:
-            prefill: the cache that the prompts, padded on the right, have left.
+            prompts: keys and values of each layer, (P, heads, T, D), padded on the right.
             length_P: lengths of the prompts.
             group_B: the prompt of each row, ascending.
             column: (1,), where the next position is stored; its owner moves it on in place.
         """
-        self.prompts = [(layer.keys, layer.values) for layer in prefill.layers]  # (P, heads, T, D)
-        gap_PT = torch.arange(prefill.get_seq_length(), device=length_P.device) >= length_P[:, None]
-        self.bias_PT = torch.zeros_like(gap_PT, dtype=torch.float32).masked_fill(gap_PT, -torch.inf)
+        keys = prompts[0][0]
+        self.prompts = prompts
+        gap_PT = torch.arange(keys.shape[2], device=length_P.device) >= length_P[:, None]
+        self.bias_PT = torch.zeros_like(gap_PT, dtype=keys.dtype).masked_fill(gap_PT, -torch.inf)
         self.own = [tuple(kv.new_empty(len(group_B), kv.shape[1], 0, kv.shape[3]) for kv in layer)
-                    for layer in self.prompts]                                   # (B, heads, S, D)
+                    for layer in prompts]                                        # (B, heads, S, D)
         self.length_P, self.group_B, self.column = length_P, group_B, column
 
     def repack(self, stay_B, more):
@@ -599,7 +610,7 @@ class GroupCache:
         -inf."""
         column_S = torch.arange(self.own[0][0].shape[2], device=self.column.device)
         hidden_S = (column_S > self.column) | (column_S <= self.column - window)
-        return torch.zeros_like(column_S, dtype=torch.float32).masked_fill(hidden_S, -torch.inf)
+        return self.bias_PT.new_zeros(len(column_S)).masked_fill(hidden_S, -torch.inf)
 
     def prompt_bias(self, window):
         """(P, T) to add to the prompts' scores: 0 in the window, -inf before it and in padding."""
@@ -628,12 +639,12 @@ class GroupCache:
         B, K, S, D = key.shape
         query = query.view(B, K, -1, D) * scaling
         prompt_key, prompt_value = self.prompts[module.layer_idx]
-        bias_P11T = self.prompt_bias(window)[:, None, None]
-        score = self._rows(self._grid(query) @ prompt_key.transpose(2, 3) + bias_P11T)
-        own_score = query @ key.transpose(2, 3) + self.own_bias(window)
-        weight = torch.cat((score, own_score), -1).softmax(-1, dtype=torch.float32).to(value.dtype)
-        weight, own_weight = weight.tensor_split((score.shape[-1],), -1)
-        out = self._rows(self._grid(weight) @ prompt_value) + own_weight @ value
+        score = self._grid(query) @ prompt_key.mT + self.prompt_bias(window)[:, None, None]
+        own_score = self._grid(query @ key.mT + self.own_bias(window))
+        # In bf16 too softmax itself computes in fp32.
+        weight, own_weight = torch.cat((score, own_score), -1).softmax(-1).tensor_split(
+            (score.shape[-1],), -1)
+        out = self._rows(weight @ prompt_value) + self._rows(own_weight) @ value
         return out.reshape(B, 1, -1, D)
 
     def _grid(self, x):
@@ -649,6 +660,26 @@ class GroupCache:
         return rows[self.cell_B]
 
 
+def prefill(model, prompts):
+    """Read the prompts: their last hidden states (P, D), and the keys and values of each layer,
+    (P, heads, T, D), padded on the right.
+
+    What all of them begin with is read once: it is to the rest of each prompt as a prompt is to its
+    completions, and so they are packed.
+    """
+    shared = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)
+    packed = pack([[Rollout(ids[:shared], ids[shared:], "", True, []) for ids in prompts]],
+                  model.device)
+    # A cache made by the model itself would forget what is behind a sliding window.
+    cache = DynamicCache()
+    hidden_ND = hidden_states(model, packed, packed.ids_N[None], packed.position_N[None], cache)[0]
+    where_PT = torch.cat((packed.prompt_PT.expand(len(prompts), -1), packed.own_BC), 1)
+    where = where_PT.clamp(min=0).flatten()
+    read = [tuple(kv[0].index_select(1, where).unflatten(1, where_PT.shape).transpose(0, 1)
+                  .contiguous() for kv in (layer.keys, layer.values)) for layer in cache.layers]
+    return hidden_ND[packed.own_BC.max(1).values], read
+
+
 class Decoder:
     """The rows of a chunk while they are decoded, `samples` for each prompt.
 
@@ -660,12 +691,8 @@ class Decoder:
         """Prefill the prompts, and pick the first token of every row."""
         self.lm, self.u_BT, self.temperature = lm, u_BT, temperature
         device, B = u_BT.device, len(u_BT)
-        # Padded on the right, where causal attention never looks.
-        ids_PT = pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True).to(device)
         length_P = torch.tensor([len(ids) for ids in prompts], device=device)
-        # A cache made by the model itself would forget what is behind a sliding window.
-        out = lm.model.base_model(input_ids=ids_PT, use_cache=True, past_key_values=DynamicCache())
-        last_PD = out.last_hidden_state[torch.arange(len(prompts), device=device), length_P - 1]
+        last_PD, read = prefill(lm.model, prompts)
         group_B = torch.arange(len(prompts), device=device).repeat_interleave(B // len(prompts))
         self.eos = torch.tensor(lm.eos, device=device)
         self.t = torch.zeros(1, dtype=torch.long, device=device)     # number of the newest token
@@ -675,7 +702,7 @@ class Decoder:
         self.last_B = torch.zeros_like(group_B)                      # their newest tokens
         self.ended_B = torch.zeros_like(group_B, dtype=torch.bool)
         self.length_B = length_P[group_B]
-        self.cache = GroupCache(out.past_key_values, length_P, group_B, self.t)
+        self.cache = GroupCache(read, length_P, group_B, self.t)
         self._pick(logits(lm.model, last_PD)[group_B])
 
     def _pick(self, logits_BV):
@@ -689,7 +716,7 @@ class Decoder:
     def step(self):
         """The model reads the newest tokens, and we pick the next."""
         hidden_B1D = hidden_states(self.lm.model, self.cache, self.last_B[:, None],
-                                    (self.length_B + self.t)[:, None], self.cache)
+                                   (self.length_B + self.t)[:, None], self.cache)
         self.t += 1
         self._pick(logits(self.lm.model, hidden_B1D[:, 0]))
 
@@ -701,12 +728,25 @@ class Decoder:
         self.ended_B = torch.zeros_like(self.live, dtype=torch.bool)
         self.cache.repack(stay_B, steps)
         step = self.step
-        for n in range(steps):
-            if n == 1 and self.live.is_cuda:
-                step = as_cuda_graph(step)      # the first step was its warm-up
-            step()
-            if self.ended_B.all():
-                break
+        with threads_for(len(self.live) * self.lm.model.num_parameters()):
+            for n in range(steps):
+                if n == 1 and self.live.is_cuda:
+                    step = as_cuda_graph(step)      # the first step was its warm-up
+                step()
+                if self.ended_B.all():
+                    break
+
+
+@contextmanager
+def threads_for(products):
+    """A single CPU thread while steps of so many multiplications are taken, if these are few: two
+    would wait for each other at every operation, and long where other programs want the cores."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(usual if products > ONE_THREAD else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def as_cuda_graph(step):
@@ -717,7 +757,7 @@ def as_cuda_graph(step):
     return graph.replay
 
 
-@torch.no_grad()
+@torch.inference_mode()      # no_grad, at a lower price for each small operation
 def sample_chunk(lm, prompts, keys, temperature, max_tokens):
     """The rows of one batch: for each prompt, a list of Rollouts.
 
@@ -783,7 +823,7 @@ def choose(lm, prompts, ids, rows):
     int."""
     def work(start, chunk):
         ids_BT = pad_sequence([torch.tensor(row) for row in chunk],
-                                                 batch_first=True).to(lm.model.device)
+                              batch_first=True).to(lm.model.device)
         last_B = torch.tensor([len(row) - 1 for row in chunk])
         hidden = lm.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
         logits_BV = logits(lm.model, hidden[torch.arange(len(chunk)), last_B])
@@ -845,7 +885,7 @@ class Packed(NamedTuple):
                 hidden = hidden + never.tril(S - L - window)   # what is too far back
             # In bf16 as in the sampler: softmax itself computes in fp32.
             weight = torch.baddbmm(hidden.repeat(R, 1), queries[n], key.mT, alpha=scaling)
-            out.append((weight.softmax(-1) @ value).view(K * R, L, -1))
+            out.append((weight.softmax(-1) @ value).view(K * R, L, value.shape[-1]))
         return torch.cat(out, 1).transpose(0, 1)[None]
 
     def _attend_in_rows(self, module, query, key, value, scaling, window):
@@ -859,7 +899,9 @@ class Packed(NamedTuple):
         own = [rows(x, self.own_BC) for x in (query, key, value)]
         seen = [torch.cat((prompt[i].index_select(0, self.group_B), own[i]), 2) for i in (1, 2)]
         prompt_mask, own_mask = self.masks(window)
-        out_PTHD, _ = sdpa_attention_forward(module, *prompt, prompt_mask, scaling=scaling)
+        out_PTHD = prompt[0].transpose(1, 2)
+        if out_PTHD.numel():      # nothing where the prompts that the sampler reads share nothing
+            out_PTHD, _ = sdpa_attention_forward(module, *prompt, prompt_mask, scaling=scaling)
         out_BCHD, _ = sdpa_attention_forward(module, own[0], *seen, own_mask[:, None],
                                              scaling=scaling)
         out = torch.cat((out_PTHD.flatten(0, 1), out_BCHD.flatten(0, 1)))

@@ -329,14 +329,13 @@ def heldout_section(run):
     wrong, rows = list(KINDS)[1:], []
     for i, count in run.answers.items():
         p, low, high = (f"{100 * bound:.1f}" for bound in wilson(count["right"], count.total()))
-        declined = [100 * share for share in run.metric(i, "evaluation", "heldout_declined").values()]
-        rows.append([solver_name(i), p, f"{low} to {high}", spread(declined),
-                     *won_and_lost(run, i), *(count[kind] for kind in wrong)])
+        declined = [100 * x for x in run.metric(i, "evaluation", "heldout_declined").values()]
+        rows.append([solver_name(i), p, f"{low} to {high}", spread(declined), *won_and_lost(run, i),
+                     *(count[kind] for kind in wrong)])
     head = ["", "right, %", "95 % interval", "declined, %", "newly right", "forgotten", *wrong]
     return rows and table(head, rows) + [
         "", "Greedy answers; Wilson's interval. Declined: where no tool fits. Newly right and "
-        "forgotten are numbers of tasks, against the row above; then come the wrong answers by "
-        "kind."]
+        "forgotten are tasks, against the row above; then come the wrong answers by kind."]
 
 
 def won_and_lost(run, i):

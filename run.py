@@ -21,9 +21,9 @@ from statistics import mean
 if sys.platform == "linux":
     # Read when torch is loaded. ZeRO-3's gathers start more OpenMP threads than there are cores,
     # and then idle ones go to sleep at once: small operations take twice as long. "active" lets
-    # them wait a little; the second line keeps the usual wait while there is a core for each.
+    # them wait a little: a fraction of a millisecond, for another program may want the core.
     os.environ.setdefault("OMP_WAIT_POLICY", "active")
-    os.environ.setdefault("GOMP_SPINCOUNT", "300000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import torch
 import torch.distributed as dist
@@ -172,8 +172,8 @@ class Run:
             dist.barrier()
         with self.stopper.critical:
             self.files.finish(i, phase)
-        if phase == "evaluation" and self.files.rank == 0:
-            report.write(self.files.path)
+        if phase == "evaluation" and i < self.config.iterations and self.files.rank == 0:
+            report.write(self.files.path)      # the last time it is for `summarise` to do
 
     def steps(self, total):
         """The training steps of this phase that are still to do, under a progress bar; logs the
@@ -190,7 +190,7 @@ class Run:
                 self.log_time(started, {
                     "step": self.step, "sampled_tokens_per_second":
                     (self.tokens - before) / (time.time() - started),
-                    "peak_memory_mib": peak_memory(), "resident_memory_mib": resident_memory()})
+                    "peak_memory_mib": peak_memory()})
                 self.advance(bar, 1, reward=f"{self.reward:.2f}")
                 if self.done % self.config.save_every == 0 and self.done < total:
                     with self.stopper.critical:
@@ -327,13 +327,6 @@ def return_memory():
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def resident_memory():
-    """Host memory of this process in MiB, or None where the system does not tell."""
-    with suppress(OSError):
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def peak_memory():
     """Peak memory of this process in MiB: of the GPU if there is one, else resident."""
     if torch.cuda.is_available():
@@ -423,21 +416,15 @@ def on_every_rank(work):
         result = work()
     except (Refused, OSError) as error:
         problem = str(error)
-    problems = [problem]
-    if lms.rank_and_world()[1] > 1:
-        problems = [None] * lms.rank_and_world()[1]
-        dist.all_gather_object(problems, problem)
-    for problem in filter(None, problems):
+    for problem in filter(None, lms.of_every_rank(problem)):
         raise Refused(problem)
     return result
 
 
 def on_rank0(work):
     """Result of work() on rank 0, on every rank; what it refuses there is refused on all."""
-    outcome = [on_every_rank(work if lms.rank_and_world()[0] == 0 else lambda: None)]
-    if lms.rank_and_world()[1] > 1:
-        dist.broadcast_object_list(outcome)
-    return outcome[0]
+    mine = on_every_rank(work if lms.rank_and_world()[0] == 0 else lambda: None)
+    return lms.of_every_rank(mine)[0]
 
 
 def summarise(config, files):
@@ -520,8 +507,7 @@ class Stopper(threading.Thread):
         super().__init__(daemon=True)
         self.directory, self.save = directory, save
         self.critical, self.stopping = threading.RLock(), threading.Event()
-        self.ancestors = ancestors() if launched else None
-        self.launched = launched
+        self.launched, self.ancestors = launched, ancestors()
         self.pipe, write_end = os.pipe()
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end)
@@ -535,7 +521,7 @@ class Stopper(threading.Thread):
             if ready:
                 self.stop(os.read(self.pipe, 1)[0])
             elif (self.directory.stop_file.exists()
-                  or (self.launched and ancestors() != self.ancestors)):
+                  or self.launched and ancestors() != self.ancestors):
                 self.stop(signal.SIGTERM)
 
     def stop(self, number):

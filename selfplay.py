@@ -30,7 +30,6 @@ import tiny
 from benchmarks.score import error_class
 from cli import Refused, refuse
 from config import explain, parse
-from curriculum import signature
 from verify import Task
 
 
@@ -136,8 +135,8 @@ def evaluate(run, i):
         write_examples(run, i)
     run.load(run.frozen, run.solver_path(i))
     size = run.config.heldout_tasks
-    rows, none_fits = (solved(run, tasks) for tasks in (
-        tiny.heldout(size), tiny.heldout(max(1, 2 * size // 5), fits=False)))
+    rows = solved(run, tiny.heldout(size))
+    none_fits = solved(run, tiny.heldout(max(1, 2 * size // 5), fits=False))
     run.write_rows("heldout.jsonl", rows)
     run.write_rows("none_fits.jsonl", none_fits)
     accuracy, declined = (mean(row["error"] is None for row in some) for some in (rows, none_fits))
@@ -222,8 +221,7 @@ def diversity_metrics(candidates):
     questions = [c.draft.question for c in candidates if c.draft.question]
     domains = Counter(task.spec["domain"] for task in tasks)
     return {"distinct_questions": len(set(questions)) / len(questions) if questions else 1.0,
-            "distinct_signatures":
-                len({signature(task) for task in tasks}) / max(1, len(tasks)),
+            "distinct_signatures": len(set(map(curriculum.signature, tasks))) / max(1, len(tasks)),
             "domain_entropy": -sum(n / len(tasks) * math.log(n / len(tasks))
                                    for n in domains.values()),
             "spec_tools": mean([len(t.tools) == t.spec["tools"] for t in tasks] or [0.0]),

@@ -5,7 +5,7 @@ One prompt and one reader serve training, difficulty probes, cross-verification 
 """
 import json
 
-from verify import MAX_ITEMS, Calls, calls_equal, last_block, load_json, read_calls, values_equal
+from verify import MAX_ITEMS, calls_equal, last_block, load_json, read_calls, values_equal
 
 SYSTEM = """\
 You answer requests by calling tools. Read the user's request and the list of available tools.

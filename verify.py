@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 MAX_DEPTH = 16           # nesting of JSON that we are willing to read
 MAX_BRACKETS = 10_000    # opening ones in JSON; a menu of 64 tools with 64 parameters has 4,225
-MAX_DIGITS = 4_300       # of an integer: conversion is quadratic
 MAX_QUESTION = 20_000    # characters: unicodedata.normalize is quadratic on combining marks
 MAX_WORD = 1_000         # characters of a word that NFC is asked of, for the same reason
 MAX_ITEMS = 64           # calls in an answer, tools in a menu, arguments in a call
@@ -103,9 +102,9 @@ def strip_fence(text):
 def load_json(text):
     """Strict JSON, as json.loads, but every fault is a ValueError.
 
-    Refused beside bad syntax: NaN and Infinity (also as 1e999), integers of more than MAX_DIGITS
-    digits, nesting deeper than MAX_DEPTH, more than MAX_BRACKETS opening brackets, and lone
-    surrogates, which no tokenizer can encode. Of equal keys the last counts.
+    Refused beside bad syntax: NaN and Infinity (also as 1e999), integers of more than 4,300 digits
+    (Python's own limit), nesting deeper than MAX_DEPTH, more than MAX_BRACKETS opening brackets,
+    and lone surrogates, which no tokenizer can encode. Of equal keys the last counts.
     """
     text.encode()                                          # UnicodeEncodeError is a ValueError
     opening = text.count("[") + text.count("{")
@@ -143,14 +142,7 @@ def _finite(digits):
     return number
 
 
-def _integer(digits):
-    # Conversion is quadratic, and Python's own limit can be switched off.
-    if len(digits) > MAX_DIGITS:
-        raise ValueError("too many digits")
-    return int(digits)
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, parse_int=_integer)
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 
 
 def read_calls(text):
@@ -168,8 +160,7 @@ def read_calls(text):
     elements = [value] if isinstance(value, dict) else value
     if not isinstance(elements, list):
         return None
-    calls = [normalise_call(element) for element in elements if isinstance(element, dict)]
-    good = [call for call in calls if call is not None]
+    good = [call for call in map(normalise_call, elements) if call is not None]
     return Calls(good, len(elements) - len(good))
 
 
@@ -504,11 +495,7 @@ def _spread(text):
 def normalise_text(text):
     """NFKC, casefold, every run of non-word characters to one space, with a space at both ends.
     Where a script writes no spaces between words, every character is one."""
-    return _words(_spread(text))
-
-
-def _words(spread):
-    return " " + " ".join(re.sub(r"\W", " ", spread).split()) + " "
+    return " " + " ".join(re.sub(r"\W", " ", _spread(text)).split()) + " "
 
 
 _RUN = re.compile(r"((?<![^\s(\[{'\"\u2018\u201c:=,;])[-\u2212\u2013](?=[$\u20ac\xa3\xa5]?\.?\d)"
@@ -527,12 +514,8 @@ def numbers_in(text):
     >>> sorted(map(str, numbers_in("-3 to 4-5 degrees, $1,234.50, room B12, 2026-05-17")))
     ['-3', '1234.50', '17', '2026', '4', '5']
     """
-    return _numbers(_spread(text))
-
-
-def _numbers(spread):
     found = set()
-    for sign, run in _RUN.findall(spread):
+    for sign, run in _RUN.findall(_spread(text)):
         whole = _PLAIN.fullmatch(run)
         for part in [run] if whole else re.split("[.,]", run):
             if _PLAIN.fullmatch(part):
@@ -563,8 +546,7 @@ def grounded(calls, question):
         values += leaves
     if sum(len(leaf) for leaf in values if isinstance(leaf, str)) > MAX_QUESTION:
         return False
-    spread = _spread(question)                   # once: it is slow on hostile text
-    text, numbers = _words(spread), _numbers(spread)
+    text, numbers = normalise_text(question), numbers_in(question)
     return all(_stands_in(leaf, text, numbers) for leaf in values)
 
 

@@ -1,6 +1,7 @@
-"""What the benchmarks share: taking turns, medians, the table, the JSON file."""
+"""What the benchmarks share: models, taking turns, medians, the table, the JSON file."""
 import argparse
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,12 @@ def parser(description, rounds=5):
     return parser
 
 
+def add_model(parser, default):
+    """--model and --dtype."""
+    parser.add_argument("--model", default=default, help="directory of a checkpoint")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+
+
 def take_turns(contestants, rounds):
     """{name: [result of each round]}; the contestants alternate, so that whatever else the machine
     does hits all of them. One round before the first is not counted.
@@ -28,6 +35,7 @@ def take_turns(contestants, rounds):
     for n in range(rounds + 1):
         for name, run in contestants.items():
             result = run(n)
+            print(f"round {n} of {rounds}: {name} {result}", file=sys.stderr, flush=True)
             if n:
                 results[name].append(result)
     return results
@@ -38,6 +46,35 @@ def seconds(work, *args):
     started = time.perf_counter()
     result = work(*args)
     return time.perf_counter() - started, result
+
+
+def worker(command, first=None, **options):
+    """A contestant in a process of its own, as a function of the round's number: for each line that
+    the process reads it takes a turn, and says what it measured.
+
+    Args:
+        command: its command line.
+        first: a line for it before the first turn.
+        options: for subprocess.Popen.
+    """
+    process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               **options)
+
+    def turn(n):
+        line = first + "\n" if first and n == 0 else ""
+        process.stdin.write(line + "go\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            if line.startswith("measured "):
+                return float(line.split()[1])
+        raise SystemExit(f"{' '.join(map(str, command))} ended early")
+
+    return turn
+
+
+def say(value):
+    """A worker's measurement: one line among whatever else is printed."""
+    print(f"\nmeasured {value}", flush=True)
 
 
 def report(results, unit, settings, file=None, more_is_better=True):

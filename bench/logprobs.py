@@ -3,6 +3,7 @@
 
     python bench/logprobs.py                               # one layer of width 256, random weights
     python bench/logprobs.py --hidden 1536 --device cuda   # Qwen2.5-1.5B's width
+    python bench/logprobs.py --model models/smollm2 --dtype bfloat16      # a real model's shape
 
 Each measurement is a process of its own, so that its peak is its own.
 """
@@ -16,7 +17,7 @@ import tempfile
 from statistics import median
 
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import Qwen2Config
 
 import common
 import model as lms
@@ -47,18 +48,24 @@ def peak(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(args):
-    """Print one line of JSON: seconds, bytes beyond model and gradients, a fingerprint of the
-    gradient."""
+def build(args):
+    """A model of random weights: the checkpoint's shape, or one layer."""
     torch.manual_seed(0)
+    dtype = getattr(torch, args.dtype)
+    if args.model:
+        return lms.build(args.model, dtype, args.device)
     config = Qwen2Config(
         vocab_size=VOCABULARY, hidden_size=args.hidden, intermediate_size=args.hidden,
         num_hidden_layers=1, num_attention_heads=args.hidden // 64, num_key_value_heads=2,
         tie_word_embeddings=True)
-    with torch.device(args.device):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="shared_prompt")
-    length = args.tokens // 4
-    ids = torch.randint(VOCABULARY, (4, 16 + length)).tolist()
+    return lms.from_config(config, dtype, args.device)
+
+
+def measure(args):
+    """Print one line of JSON: seconds, bytes beyond model and gradients, a fingerprint of the
+    gradient."""
+    model, length = build(args), args.tokens // 4
+    ids = torch.randint(model.config.vocab_size, (4, 16 + length)).tolist()
     rollouts = [lms.Rollout(row[:16], row[16:], "", True, []) for row in ids]
     for p in model.parameters():
         p.grad = torch.zeros_like(p).fill_(0)      # written to, so that it counts as there
@@ -80,16 +87,16 @@ def measure(args):
 
 def run(name, args, file):
     """Result of a fresh process that measures `name`; the gradient goes to `file`."""
-    command = [sys.executable, __file__, "--worker", name, "--gradient", file,
-               "--device", args.device, "--tokens", str(args.tokens), "--hidden", str(args.hidden)]
+    command = [sys.executable, *sys.argv, "--worker", name, "--gradient", file]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main():
     parser = common.parser(__doc__, rounds=3)
+    common.add_model(parser, "")
     parser.add_argument("--tokens", type=int, default=3072, help="completion tokens, in 4 rows")
-    parser.add_argument("--hidden", type=int, default=256, help="width of the model")
+    parser.add_argument("--hidden", type=int, default=256, help="width of the one layer")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--worker", choices=("ours", "plain"), help=argparse.SUPPRESS)
     parser.add_argument("--gradient", help=argparse.SUPPRESS)
@@ -102,9 +109,8 @@ def main():
         results = common.take_turns(runs, args.rounds)
         gradients = {name: torch.load(file) for name, file in files.items()}
     gap = ((gradients["ours"] - gradients["plain"]).norm() / gradients["plain"].norm()).item()
-    settings = {name: getattr(args, name) for name in ("tokens", "hidden", "device", "rounds")}
-    settings |= {"vocabulary": VOCABULARY, "gradient_gap": gap,
-                 "unit": "peak bytes beyond the model"}
+    settings = vars(args) | {"gradient_gap": gap, "unit": "peak bytes beyond the model",
+                             "threads": torch.get_num_threads()}
     seconds = {name: [result["seconds"] for result in rounds] for name, rounds in results.items()}
     common.report(seconds, "seconds", settings, more_is_better=False)
     settings["seconds"] = {name: median(values) for name, values in seconds.items()}

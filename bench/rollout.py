@@ -1,18 +1,24 @@
-"""Sampled tokens per second: ours against transformers' `generate` and continuous batching.
+"""Sampled tokens per second: ours against transformers' `generate` and continuous batching, and
+vLLM.
 
     python bench/rollout.py                 # tiny model, 16 prompts x 8 samples, until EOS
     python bench/rollout.py --tokens 64     # as many tokens for every sample
     python bench/rollout.py --probes        # what K = 8 samples cost beside K = 1
+    python bench/rollout.py --model models/smollm2 --dtype bfloat16 --prompts 8 --tokens 32 \\
+        --unpaged --vllm ENVIRONMENT/bin/python     # a real model; vLLM has its own environment
 
 Everybody draws from the same softmax at temperature 1; tokens behind an EOS do not count.
 """
+import json
 import logging
+import os
 import sys
+from pathlib import Path
 
+import common
 import torch
 import transformers
 
-import common
 import model as lms
 import solver
 import tiny
@@ -59,6 +65,22 @@ def continuous_batching(lm, prompts, args, n):
     return [output.generated_tokens for output in outputs.values()]
 
 
+def vllm(lm, prompts, args):
+    """vLLM's own process, as a function of the round's number to tokens per second."""
+    task = {"model": str(args.model), "dtype": args.dtype, "prompts": prompts,
+            "samples": args.samples, "most": args.most, "eos": list(lm.eos)}
+    # Its CPU build wants Intel's OpenMP, which pip has put into the environment.
+    openmp = Path(args.vllm).parents[1] / "lib/libiomp5.so"
+    variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR",
+                 "HF_HUB_OFFLINE": "1",
+                 # Every core that we have; by itself it would leave one to the rest of vLLM.
+                 "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0))))}
+    if openmp.exists():
+        variables["LD_PRELOAD"] = str(openmp)
+    return common.worker([args.vllm, Path(__file__).with_name("vllm_worker.py")],
+                         json.dumps(task), env=os.environ | variables)
+
+
 def timed(sampler, lm, prompts, args):
     """function of the round's number to tokens per second."""
     def run(n):
@@ -72,6 +94,10 @@ def contestants(lm, theirs, prompts, args):
     """{name: run}; who cannot run here says why."""
     runs = {"ours": timed(ours, lm, prompts, args),
             "generate": timed(generate, theirs, prompts, args)}
+    if args.vllm:
+        runs["vLLM"] = vllm(lm, prompts, args)
+    if args.unpaged:
+        return runs
     paged = timed(continuous_batching, theirs, prompts, args)
     try:
         paged(0)
@@ -93,15 +119,17 @@ def probes(lm, prompts, args):
 
 def main():
     parser = common.parser(__doc__)
-    parser.add_argument("--model", default=tiny.PATH)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    common.add_model(parser, tiny.PATH)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--vllm", metavar="PYTHON", help="of an environment that has vLLM")
+    parser.add_argument("--unpaged", action="store_true",
+                        help="leave out continuous batching, the slowest by far on a CPU")
+    parser.add_argument("--prompts", type=int, help="16; 128 with --probes")
     parser.add_argument("--samples", type=int, default=8, help="of each prompt")
     parser.add_argument("--tokens", type=int, default=0,
                         help="of each sample; 0: until EOS, at most 128")
     parser.add_argument("--probes", action="store_true",
-                        help="measure 8 samples of 128 prompts against 1")
+                        help="measure 8 samples of each prompt against 1")
     parser.add_argument("--rows", type=int, default=1024, help="probes decoded together")
     args = parser.parse_args()
     args.most = args.tokens or 128
@@ -112,7 +140,7 @@ def main():
     if args.tokens:
         lm.eos = theirs.eos = ()
     prompts = [lms.encode_chat(tokenizer, solver.prompt(task.question, task.tools))
-               for task in tiny.heldout(128 if args.probes else args.prompts)]
+               for task in tiny.heldout(args.prompts or (128 if args.probes else 16))]
     described = vars(args) | {"model": str(args.model), "threads": torch.get_num_threads()}
     if args.probes:
         common.report(probes(lm, prompts, args), "seconds", described, args.json,

@@ -1,18 +1,19 @@
 """Seconds of a whole GRPO step: ours against TRL's GRPOTrainer with its transformers sampler.
 
     python bench/step.py                     # tiny model, 16 prompts x 8 completions, fp32
+    python bench/step.py --model models/smollm2 --dtype bfloat16 --prompts 8 --tokens 64
 
 A step is sampling, rewards, log-probs, backward, optimizer, and for ours also the copy of the new
 weights to the sampler (TRL samples from the weights that it trains). Settings are equal: prompts,
 group size, most tokens, loss, learning rate, clipping, and our rewards for both. Micro-batches are
-cut by tokens here and by completions there.
+cut by tokens here and by completions there. In bf16, TRL has weights in bf16 alone, its fastest
+way; ours keeps fp32 masters beside them.
 
 Each has a process of its own, since DeepSpeed slows down whatever shares one with it, and they take
 their steps in turns.
 """
 import argparse
 import json
-import subprocess
 import sys
 import time
 import warnings
@@ -31,7 +32,7 @@ import model as lms
 import solver
 import tiny
 
-RATE, MOST, GROUP = 1e-5, 128, 8
+RATE, GROUP = 1e-5, 8
 
 
 def reward(text, answer):
@@ -40,18 +41,18 @@ def reward(text, answer):
 
 def our_steps(args, tasks):
     """Do one step for each line that comes in; say how many seconds it took."""
-    device = engine.init_distributed()
-    tokenizer = lms.load_tokenizer(tiny.PATH)
-    lm = lms.load(tiny.PATH, tokenizer, device=device)
-    made = engine.Engine(lms.build(tiny.PATH, device=device), SimpleNamespace(
-        learning_rate=RATE, dtype="fp32", max_grad_norm=1.0, gradient_checkpointing=False,
-        deepspeed=""))
-    made.load(lms.read_weights(tiny.PATH))
+    device, dtype = engine.init_distributed(), getattr(torch, args.dtype)
+    tokenizer = lms.load_tokenizer(args.model)
+    lm = lms.load(args.model, tokenizer, dtype, device)
+    made = engine.Engine(lms.build(args.model, dtype, device), SimpleNamespace(
+        learning_rate=RATE, dtype={"float32": "fp32", "bfloat16": "bf16"}[args.dtype],
+        max_grad_norm=1.0, gradient_checkpointing=False, deepspeed=""))
+    made.load(lms.read_weights(args.model))
     prompts = [lms.encode_chat(tokenizer, solver.prompt(task.question, task.tools))
                for task in tasks]
 
     def step(n):
-        groups = lms.sample(lm, prompts, GROUP, (n,), 1.0, MOST, len(prompts) * GROUP)
+        groups = lms.sample(lm, prompts, GROUP, (n,), 1.0, args.tokens, len(prompts) * GROUP)
         rewards = [[reward(rollout.text, task.answer) for rollout in group]
                    for group, task in zip(groups, tasks)]
         grpo.step(made, groups, torch.tensor(rewards), RATE, args.micro_tokens)
@@ -59,7 +60,7 @@ def our_steps(args, tasks):
 
     for n in range(args.rounds + 1):
         input()
-        say(common.seconds(step, n)[0])
+        common.say(common.seconds(step, n)[0])
     lms.leave_group()
 
 
@@ -70,11 +71,6 @@ def trl_steps(args, tasks):
     trainer.train()
 
 
-def say(seconds):
-    """One line for the parent among whatever else is printed."""
-    print(f"\nseconds {seconds}", flush=True)
-
-
 class Turns(TrainerCallback):
     """Makes TRL wait for its turn, and times its step."""
 
@@ -83,7 +79,7 @@ class Turns(TrainerCallback):
         self.started = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        say(time.perf_counter() - self.started)
+        common.say(time.perf_counter() - self.started)
 
 
 def trl_rewards(completions, answer, **kwargs):
@@ -92,17 +88,17 @@ def trl_rewards(completions, answer, **kwargs):
 
 def trl_trainer(args, tasks):
     """GRPOTrainer that takes the same prompts in every step."""
-    tokenizer = lms.load_tokenizer(tiny.PATH)
+    tokenizer = lms.load_tokenizer(args.model)
     texts = [tokenizer.apply_chat_template(solver.prompt(task.question, task.tools), tokenize=False,
                                            add_generation_prompt=True) for task in tasks]
     rows = Dataset.from_list([{"prompt": text, "answer": json.dumps(task.answer)}
                               for text, task in zip(texts, tasks)])
-    model = lms.load(tiny.PATH, tokenizer).model
+    model = lms.load(args.model, tokenizer, getattr(torch, args.dtype)).model
     model.set_attn_implementation("sdpa")
     config = GRPOConfig(
         output_dir="runs/bench_trl", per_device_train_batch_size=args.micro_batch,
         gradient_accumulation_steps=len(tasks) * GROUP // args.micro_batch, num_generations=GROUP,
-        max_completion_length=MOST, learning_rate=RATE, lr_scheduler_type="constant",
+        max_completion_length=args.tokens, learning_rate=RATE, lr_scheduler_type="constant",
         temperature=1.0, top_p=1.0, top_k=0, beta=0.0, epsilon=0.2, loss_type="grpo",
         scale_rewards="group",
         max_grad_norm=1.0, weight_decay=0.0, optim="adamw_torch", gradient_checkpointing=False,
@@ -112,26 +108,11 @@ def trl_trainer(args, tasks):
                        processing_class=tokenizer)
 
 
-def start(name):
-    """A process that does `name`'s steps, as a function of the round that does the next one and
-    returns its seconds."""
-    worker = subprocess.Popen([sys.executable, *sys.argv, "--worker", name], text=True,
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def step(n):
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-        for line in worker.stdout:
-            if line.startswith("seconds "):
-                return float(line.split()[1])
-        raise SystemExit(f"{name} ended early")
-
-    return step
-
-
 def main():
     parser = common.parser(__doc__)
+    common.add_model(parser, tiny.PATH)
     parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=128, help="of a completion, at most")
     parser.add_argument("--micro_batch", type=int, default=32,
                         help="completions per forward pass of TRL")
     parser.add_argument("--micro_tokens", type=int, default=8192,
@@ -142,8 +123,10 @@ def main():
     if args.worker:
         work = {"ours": our_steps, "TRL": trl_steps}[args.worker]
         return work(args, tiny.heldout(args.prompts))
-    results = common.take_turns({name: start(name) for name in ("ours", "TRL")}, args.rounds)
-    settings = vars(args) | {"group_size": GROUP, "max_completion": MOST, "dtype": "fp32",
+    workers = {name: common.worker([sys.executable, *sys.argv, "--worker", name])
+               for name in ("ours", "TRL")}
+    results = common.take_turns(workers, args.rounds)
+    settings = vars(args) | {"model": str(args.model), "group_size": GROUP,
                              "threads": torch.get_num_threads()}
     common.report(results, "seconds", settings, args.json, more_is_better=False)
 

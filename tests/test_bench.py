@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import tiny
+from conftest import call
 
 BENCH = tiny.PATH.parent / "bench"
 
@@ -32,6 +33,68 @@ def test_a_ratio_above_one_is_better_for_us(common, tmp_path, capsys, more_is_be
     assert json.loads((tmp_path / "out.json").read_text()) == {
         "ours": 6.0, "others": {"other": {"value": 3.0, "ratio": ratio}}, "settings": {"a": 1}}
     assert f"{ratio:.2f} x" in capsys.readouterr().out
+
+
+def test_a_worker_takes_a_turn_for_each_line(common):
+    script = ("import sys; print('first', sys.stdin.readline(), file=sys.stderr)\n"
+              "for n, line in enumerate(sys.stdin): print('noise'); print(f'measured {n}.5')")
+    turn = common.worker([sys.executable, "-uc", script], "what to do")
+    assert [turn(n) for n in range(3)] == [0.5, 1.5, 2.5]
+
+
+def test_a_worker_that_ends_early_is_named(common):
+    turn = common.worker([sys.executable, "-c", "input()"])
+    with pytest.raises(SystemExit, match="ended early"):
+        turn(0)
+
+
+def test_the_gpu_script_runs_on_a_cpu(tmp_path):
+    """All of it, with tiny sizes: what a GPU alone can do is skipped with a reason."""
+    variables = {"OUT": str(tmp_path), "PYTHON": sys.executable}
+    printed = call("bash", BENCH / "gpu.sh", "--device", "cpu", variables=variables)
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert len(parts) == 7 and not any("failed" in part for part in parts.values()), printed
+    assert parts.pop("graph") == {"skipped": "a CPU has no graphs"}
+    assert not any("skipped" in part for part in parts.values())
+    exact = parts["samples in fp32"]
+    assert exact["completions"] == exact["equal to the CPU's"] == 128
+    assert parts["gap in bf16"]["mean, embedded model"] < 0.02
+    assert parts["NCCL"]["sum and texts arrive"] and parts["DeepSpeed"]["the copy has the weights"]
+    for name, part in parts.items():
+        assert all(f"{name:18}{what:44}" in printed for what in part)
+
+
+def test_parts_that_want_deepspeed_are_skipped_where_it_is_not(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    import gpu
+    for name in ("check", "engine"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    assert gpu.here("DeepSpeed", "cpu") == {"skipped": "deepspeed is not installed"}
+
+
+def test_a_part_that_fails_or_dies_costs_no_other(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCH))
+    import gpu
+
+    def fails(size, device):
+        raise RuntimeError("no\nluck")
+
+    out = tmp_path / "runs" / "gpu.json"
+    monkeypatch.setattr(gpu, "PARTS", {"one": (fails, 9), "two": (lambda *_: {"value": 1.5}, 9)})
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--out", str(out)])
+    gpu.main()
+    assert json.loads(out.read_text())["parts"] == {
+        "one": {"failed": "RuntimeError: no luck"}, "two": {"value": 1.5}}
+    # In the place of Python, programs that end with a result and without one.
+    for line, result in (("echo 'result {\"value\": 1.5}'", {"value": 1.5}),
+                         ("exit 7", {"failed": "ended with code 7"})):
+        program = tmp_path / "python"
+        program.write_text(f"#!/bin/sh\n{line}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(program))
+        assert gpu.apart("one", "cuda", 60) == result
+    assert gpu.apart("one", "cuda", 3) == {"skipped": "no time is left"}
 
 
 def run(script, tmp_path, *arguments):

@@ -156,7 +156,8 @@ def test_bfcl_accepts_several_values(row_id, calls, right, data):
 
 def test_bfcl_questions_and_parts(data):
     rows = {row.id: row for row in bfcl_rows(data)}
-    assert list(dict.fromkeys(row.part for row in rows.values())) == [*loaders.NON_LIVE, *loaders.LIVE]
+    parts = list(dict.fromkeys(row.part for row in rows.values()))
+    assert parts == [*loaders.NON_LIVE, *loaders.LIVE]
     assert rows["multiple_0"].task.question == "Do it, please."
     assert rows["live_simple_0"].task.question == "System: Be kind.\nUser: Do it, please."
     assert rows["simple_python_0"].task.tools[0]["required"] == ["artist"]
@@ -174,11 +175,11 @@ def test_irrelevance(answer, error, data):
 
 
 def test_nobody_reads_bfcls_accuracy_without_its_irrelevance(data):
-    rows = loaders.load("bfcl", data)
+    rows = loaders.load("bfcl_nonlive", data)
     none = [score.judge(row, "<tool_call_answer>[]</tool_call_answer>") for row in rows]
-    first, second = results.set_lines("bfcl", rows, none)[:2]
+    first, second = results.set_lines("bfcl_nonlive", rows, none)[:2]
     right = sum(row.part == "irrelevance" for row in rows)
-    assert first.startswith("bfcl: ") and f"of {len(rows)} right" in first
+    assert first.startswith("bfcl_nonlive: ") and f"of {len(rows)} right" in first
     assert second.startswith(f"    irrelevance: 100.0 % of {right} right")
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import call, free_port
+from conftest import call, call_ranks, free_port
 from safetensors.torch import load_file
 
 import coldstart
@@ -202,8 +202,7 @@ SMALL = ("coldstart.py", "--model", tiny.PATH, "--steps", "2", "--batch", "2", "
 
 def test_one_command_writes_a_model_that_loads_and_two_ranks_write_the_same(tmp_path, capsys):
     call(sys.executable, *SMALL, "--out", tmp_path / "one")
-    call("deepspeed", "--num_gpus", 2, "--master_port", free_port(), *SMALL,
-         "--out", tmp_path / "two")
+    call_ranks(2, sys.executable, *SMALL, "--out", tmp_path / "two")
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     base = load_file(tiny.PATH / "model.safetensors")
     assert weights[0].keys() == base.keys()

@@ -1,8 +1,6 @@
 """Scoring, statistics, and what eval.py's command line does."""
 import json
-import os
 import shutil
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,13 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
+import conftest
 import eval as evaluation
 import fixtures
 import model as lms
 import tiny
 import verify
 from benchmarks import gold, loaders, results, score
-from conftest import free_port
 from fixtures import call
 
 ROOT = tiny.PATH.parent
@@ -189,17 +187,6 @@ def test_the_papers_five_are_averaged(tmp_path):
 # The command line
 
 
-def run(*arguments, launcher=(sys.executable,)):
-    """(exit code, output) of eval.py as a command."""
-    env = {name: value for name, value in os.environ.items()
-           if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
-    env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
-    command = [*map(str, launcher), "eval.py", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=env, text=True, timeout=300,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return done.returncode, done.stdout
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Fixtures, with a broken row and an over-long one in the first file."""
@@ -214,9 +201,8 @@ def data(tmp_path_factory):
 def out(data, tmp_path_factory):
     """Result files of a run in one process."""
     folder = tmp_path_factory.mktemp("out") / "a"
-    code, output = run("--benchmarks", "tiny,toolalpaca,apibank", "--data", data, "--out", folder,
-                       "--rows", 4, *QUICK)
-    assert code == 0, output
+    output = conftest.call(sys.executable, "eval.py", "--benchmarks", "tiny,toolalpaca,apibank",
+                           "--data", data, "--out", folder, "--rows", 4, *QUICK)
     (folder / "output.txt").write_text(output)
     return folder
 
@@ -269,14 +255,14 @@ def test_scoring_again_needs_no_model(out, tmp_path, capsys):
     assert "no answer to toolalpaca_0" in refused(["--score", str(tmp_path / "b")], capsys)
 
 
-def test_the_launcher_gives_the_same_predictions(out, data, tmp_path):
-    code, output = run("--benchmarks", "tiny,toolalpaca", "--data", data, "--out", tmp_path / "b",
-                       "--rows", 4, *QUICK,
-                       launcher=("deepspeed", "--num_gpus", 2, "--master_port", free_port()))
-    assert code == 0, output
+def test_two_ranks_give_the_same_predictions(out, data, tmp_path):
+    """The launcher tells each rank its number also as an argument."""
+    outputs = conftest.call_ranks(2, sys.executable, "eval.py", "--local_rank", 0, "--benchmarks",
+                                  "tiny,toolalpaca", "--data", data, "--out", tmp_path / "b",
+                                  "--rows", 4, *QUICK)
     for name in ("tiny", "toolalpaca"):
         assert read(tmp_path / f"b/{name}.jsonl") == read(out / f"{name}.jsonl")
-    assert output.count("% of 12 right") == 1
+    assert "".join(outputs).count("% of 12 right") == 1
 
 
 def test_compare(tmp_path, capsys):

@@ -1,10 +1,7 @@
 import inspect
-import os
 import shutil
-import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +10,7 @@ from safetensors.torch import load_file
 import grpo
 import model as lms
 import tiny
-from conftest import ROOT, call, free_port
+from conftest import ROOT, call, call_ranks
 from engine_worker import REWARD_PG
 from model import Rollout, token_logprobs
 
@@ -74,16 +71,7 @@ def test_micro_batches_keep_the_budget_and_hold_every_completion_once(world, bud
 
 def launch(world, out):
     """Run engine_worker.py on `world` ranks; returns what it saved."""
-    workers, port = [], free_port()
-    for rank in range(world):
-        env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-                            "LOCAL_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-                            "MASTER_PORT": str(port), "PYTHONPATH": str(tiny.PATH.parent)}
-        workers.append(subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("engine_worker.py"), out], env=env,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-    logs = [worker.communicate(timeout=240)[0].decode() for worker in workers]
-    assert all(worker.returncode == 0 for worker in workers), logs[0][-3000:]
+    call_ranks(world, sys.executable, ROOT / "tests/engine_worker.py", out)
     return torch.load(out, weights_only=False)
 
 
@@ -166,7 +154,8 @@ def test_grpo_and_model_work_where_deepspeed_is_not_installed(tmp_path):
               "print('norm', grpo.step(PlainEngine(lm.model), groups, rewards, 1e-4, 4096)"
               "['grad_norm'])\n")
     (tmp_path / "use.py").write_text(script)
-    output = call(sys.executable, "use.py", cwd=tmp_path, variables={"PYTHONPATH": ""})
+    output = call(sys.executable, "use.py", cwd=tmp_path, fresh=True,
+                  variables={"PYTHONPATH": ""})
     assert float(output.split("norm ")[1]) > 0
 
 

@@ -5,6 +5,7 @@ import shutil
 import sys
 import textwrap
 from collections import Counter
+from os.path import commonprefix
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import model as lms
 import solver
 import tiny
-from conftest import ROOT, call, free_port, start
+from conftest import ROOT, call, call_ranks
 
 
 @pytest.fixture(scope="module")
@@ -181,13 +182,38 @@ def test_any_groups_have_the_plain_log_probs_and_gradient(wide, monkeypatch, att
         assert (ours - plain).norm() < 1e-5 * plain.norm()
 
 
+def test_small_steps_take_one_thread_and_draw_what_two_would(lm, prompts, monkeypatch):
+    seen, plain, usual = [], lms.hidden_states, torch.get_num_threads()
+
+    def watched(model, layout, *args):
+        if isinstance(layout, lms.GroupCache):      # a step, no prefill
+            seen.append(torch.get_num_threads())
+        return plain(model, layout, *args)
+
+    monkeypatch.setattr(lms, "hidden_states", watched)
+    drawn = []
+    try:
+        for limit, threads in ((10**8, 1), (0, 2)):
+            torch.set_num_threads(2)
+            monkeypatch.setattr(lms, "ONE_THREAD", limit)
+            groups = lms.sample(lm, prompts[:2], 2, (0,), 1.0, 8, rows=64)
+            drawn.append([[rollout.ids for rollout in group] for group in groups])
+            assert set(seen) == {threads} and torch.get_num_threads() == 2
+            seen.clear()
+    finally:
+        torch.set_num_threads(usual)
+    assert drawn[0] == drawn[1]
+
+
 def test_finished_rows_leave_the_batch_and_change_nothing(lm, prompts):
     sizes = []
     hook = lm.model.base_model.register_forward_hook(
-        lambda module, args, out: sizes.append(out.last_hidden_state.shape[0]))
+        lambda module, args, out: sizes.append(out.last_hidden_state.shape[:2].numel()))
     together = lms.sample(lm, prompts, 2, (5,), 1.0, 128, rows=24)
     hook.remove()
-    assert sizes[0] == len(prompts), "one prefill for each distinct prompt"
+    shared = len(commonprefix(prompts))
+    assert shared and sizes[0] == shared + sum(len(ids) - shared for ids in prompts), (
+        "each distinct prompt is read once, and what all have in common once")
     assert sizes[1] == 24 and sizes[-1] < 8
     alone = lms.sample(lm, prompts, 2, (5,), 1.0, 128, rows=2)
     same = sum(a.ids == b.ids for x, y in zip(together, alone) for a, b in zip(x, y))
@@ -280,17 +306,13 @@ def test_model_alone_samples_from_a_checkpoint_as_its_head_says(tmp_path):
     recipe = recipe.replace('"DIR"', repr(str(tiny.PATH))).replace("cuda", "cpu")
     (tmp_path / "use.py").write_text(
         f"from model import *\n{recipe}\nprint(len(groups[0]), 'rows')")
-    assert "8 rows" in call(sys.executable, "use.py", cwd=tmp_path, variables={"PYTHONPATH": ""})
+    assert "8 rows" in call(sys.executable, "use.py", cwd=tmp_path, fresh=True,
+                            variables={"PYTHONPATH": ""})
 
 
 def test_one_two_and_four_ranks_draw_the_same(tmp_path):
     drawn = []
     for world in (1, 2, 4):
-        port = free_port()
-        ranks = [start(sys.executable, ROOT / "tests/sample_worker.py", tmp_path / "drawn.json",
-                       variables={"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1",
-                                  "MASTER_PORT": port}) for rank in range(world)]
-        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
-        assert all(rank.returncode == 0 for rank in ranks), outputs[0][-3000:]
+        call_ranks(world, sys.executable, ROOT / "tests/sample_worker.py", tmp_path / "drawn.json")
         drawn.append((tmp_path / "drawn.json").read_text())
     assert drawn[0] == drawn[1] == drawn[2] and len(json.loads(drawn[0])[0]) == 7

@@ -1,16 +1,17 @@
 """What README and docs/ say: numbers from one source, code that runs, names that exist."""
 import inspect
 import re
+import sys
 from statistics import mean
 
 import pytest
 from safetensors.torch import load_file
 
-import check
 import selfplay
 import tiny
 from config import Config
-from conftest import ROOT, SMALL, call, lines
+from conftest import ROOT, SHORT, call, lines
+from memory_table import memory_table
 
 README = (ROOT / "README.md").read_text()
 DOCS = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
@@ -53,7 +54,7 @@ def test_every_test_that_is_named_exists():
 
 
 def test_the_memory_table_is_todays():
-    assert check.readme_table(Config()) in DOCS["deployment.md"]
+    assert memory_table(Config()) in DOCS["deployment.md"]
 
 
 def test_the_metrics_page_has_every_metric_of_a_run(small_run):
@@ -69,8 +70,8 @@ def test_the_changes_in_the_docs_run(number, tmp_path):
     code = re.findall(r"```python\n(.*?)```", DOCS["changing.md"], re.S)[number]
     (tmp_path / "mine.py").write_text(code)
     command = re.findall(r"^    python (mine\.py.*)$", DOCS["changing.md"], re.M)[number].split()
-    arguments = [*command[1:], "--run_dir", tmp_path / "run", *SMALL] if number < 2 else []
-    output = call("python", tmp_path / "mine.py", *arguments)
+    arguments = [*command[1:], "--run_dir", tmp_path / "run", *SHORT] if number < 2 else []
+    output = call(sys.executable, tmp_path / "mine.py", *arguments)
     if number == 1:
         rows = [row for row in lines(tmp_path / "run/metrics.jsonl") if row["phase"] == "solver"]
         assert all(0 < row["reward_brevity"] <= 0.2 for row in rows)

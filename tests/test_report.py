@@ -74,8 +74,9 @@ def test_the_page_has_accuracy_training_pool_and_time_in_numbers(tmp_path):
     path = write_run(tmp_path / "run")
     assert report.write(path) == f"report: {path}/report.md, curves.png"
     page = (path / "report.md").read_text()
-    assert "| base | 25.0 | 4.6 to 69.9 | 50.0 | - | - | 0 | 0 | 3 |" in page      # Wilson, n = 4, by hand
-    assert "| Solver 2 | 75.0 | 30.1 to 95.4 | 1 | 0 | 0 | 0 | 1 |" in page
+    # Wilson's interval for n = 4, by hand.
+    assert "| base | 25.0 | 4.6 to 69.9 | 50.0 | - | - | 0 | 0 | 3 |" in page
+    assert "| Solver 2 | 75.0 | 30.1 to 95.4 | 50.0 | 1 | 0 | 0 | 0 | 1 |" in page
     assert "| `reward` | 0 -> 3 | 0 -> 3 |" in page
     assert "| in the curriculum | 2 | 2 |" in page and "| sound, spare | 1 | 1 |" in page
     assert "| not_verified | 1 | 1 |" in page and "| `mean_pass_rate` | 0.65 | 0.65 |" in page

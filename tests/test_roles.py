@@ -173,7 +173,8 @@ def test_the_generator_is_paid_for_an_empty_list_only_where_no_call_was_asked():
         assert (draft.task(spec) is not None) == (parts[0] == 1)
     task = generator.read(none, no_call=True).task(NONE)
     assert curriculum.structural_problem(generator.read(none, no_call=True), task) is None
-    assert curriculum.pass_rate([answer("[]"), answer('[{"name": "f"}]'), "no"], task.answer) == 1 / 3
+    texts = [answer("[]"), answer('[{"name": "f"}]'), "no"]
+    assert curriculum.pass_rate(texts, task.answer) == 1 / 3
 
 
 @pytest.mark.parametrize("text, paid", [
