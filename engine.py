@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import socket
+import warnings
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 logging.disable(logging.WARNING)      # on import DeepSpeed announces what it found
+warnings.filterwarnings("ignore", category=FutureWarning)      # of how it calls torch
 import deepspeed                      # noqa: E402
 from deepspeed.utils import (safe_get_full_fp32_param, safe_get_local_fp32_param,
                              safe_set_local_fp32_param)

@@ -16,7 +16,6 @@ import math
 import os
 import random
 import sys
-import warnings
 from collections import Counter
 from statistics import mean
 
@@ -134,9 +133,8 @@ def evaluate(run, i):
     if i > 0:
         write_examples(run, i)
     run.load(run.frozen, run.solver_path(i))
-    size = run.config.heldout_tasks
-    rows = solved(run, tiny.heldout(size))
-    none_fits = solved(run, tiny.heldout(max(1, 2 * size // 5), fits=False))
+    rows = solved(run, tiny.heldout(run.config.heldout_tasks))
+    none_fits = solved(run, tiny.heldout(max(1, 2 * len(rows) // 5), fits=False))
     run.write_rows("heldout.jsonl", rows)
     run.write_rows("none_fits.jsonl", none_fits)
     accuracy, declined = (mean(row["error"] is None for row in some) for some in (rows, none_fits))
@@ -325,7 +323,6 @@ def solve(run, tasks):
 
 
 def main(argv=None):
-    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         config, action = parse(argv)
         if action is None:

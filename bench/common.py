@@ -1,6 +1,10 @@
 """What the benchmarks share: models, taking turns, medians, the table, the JSON file."""
 import argparse
+import atexit
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -50,7 +54,8 @@ def seconds(work, *args):
 
 def worker(command, first=None, **options):
     """A contestant in a process of its own, as a function of the round's number: for each line that
-    the process reads it takes a turn, and says what it measured.
+    the process reads it takes a turn, and says what it measured. Between its turns it is stopped,
+    so that its threads cost the others nothing.
 
     Args:
         command: its command line.
@@ -58,14 +63,22 @@ def worker(command, first=None, **options):
         options: for subprocess.Popen.
     """
     process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               **options)
+                               start_new_session=True, **options)
+
+    def send(signal_number):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal_number)
+
+    atexit.register(send, signal.SIGKILL)
 
     def turn(n):
+        send(signal.SIGCONT)
         line = first + "\n" if first and n == 0 else ""
         process.stdin.write(line + "go\n")
         process.stdin.flush()
         for line in process.stdout:
             if line.startswith("measured "):
+                send(signal.SIGSTOP)
                 return float(line.split()[1])
         raise SystemExit(f"{' '.join(map(str, command))} ended early")
 

@@ -89,7 +89,9 @@ def draw(curves, file):
     for (axis, work, name), results in curves.items():
         for row, (unit, scale) in zip(panels, (("seconds", 1), ("bytes", 2**30))):
             row[list(AXES).index(axis)].plot(
-                [result[axis] for result in results], [result[unit] / scale for result in results],
+                [result[axis] for result in results],
+                # Less memory than making the model takes cannot be seen.
+                [max(result[unit] / scale, 2**-9) for result in results],
                 color="#d9622b" if work == "sampling" else "#2464a4", marker="o",
                 linestyle="-" if name == "ours" else ":", label=f"{work}, {name}")
     for column, (axis, title) in enumerate(AXES.items()):

@@ -16,7 +16,6 @@ import argparse
 import json
 import sys
 import time
-import warnings
 from types import SimpleNamespace
 
 import common
@@ -119,7 +118,6 @@ def main():
                         help="tokens per forward pass of ours")
     parser.add_argument("--worker", choices=("ours", "TRL"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", category=FutureWarning)
     if args.worker:
         work = {"ours": our_steps, "TRL": trl_steps}[args.worker]
         return work(args, tiny.heldout(args.prompts))
