@@ -81,7 +81,7 @@ def our_settings(config):
     """What the step relies on, each key with its reason.
 
     Args:
-        config: has learning_rate, dtype ("bf16" or "fp32") and max_grad_norm.
+        config: has dtype ("bf16" or "fp32") and max_grad_norm.
     """
     return {
         # grpo.step cuts micro-batches and divides the loss itself.
@@ -106,7 +106,8 @@ def our_settings(config):
             "sub_group_size": 10**8,              # masters of a rank that are updated at a time
         },
         "optimizer": {"type": "AdamW", "params": {
-            "lr": config.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0,
+            "lr": 0.0,                 # `step` is told
+            "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0,
             "torch_adam": True,        # the default is compiled at start-up
         }},
     }

@@ -208,7 +208,8 @@ class Run:
         """
         config, rollouts = self.config, flat(groups)
         reward_PG = torch.tensor([sum(part.values()) for part in parts]).view(len(groups), -1)
-        rate = config.learning_rate * (1 - self.step / self.total)      # linear to 0
+        rate = getattr(config, f"{self.phase}_learning_rate")
+        rate *= 1 - self.step / self.total      # linear to 0
         with ExitStack() as held:      # weights and logs change together
             with self.timed("training"):
                 metrics |= grpo.step(

@@ -130,7 +130,7 @@ def test_explain_names_a_source_for_every_setting():
     named = {line.split()[0]: line for line in output.splitlines() if line.strip()}
     for field in dataclasses.fields(Config):
         assert re.search(r" (P|C|us)[,:;]? ?", named[field.name][51:]), field.name
-    assert "[paper preset: 1e-06]" in named["learning_rate"]
+    assert "[paper preset: 1e-06]" in named["solver_learning_rate"]
 
 
 # Ablations ---------------------------------------------------------------------------------------
