@@ -686,8 +686,11 @@ def prefill(model, prompts):
     hidden_ND, packed = read_prompts(model, prompts, cache)
     where_PT = torch.cat((packed.prompt_PT.expand(len(prompts), -1), packed.own_BC), 1)
     where = where_PT.clamp(min=0).flatten()
-    read = [tuple(kv[0].index_select(1, where).unflatten(1, where_PT.shape).transpose(0, 1)
-                  .contiguous() for kv in (layer.keys, layer.values)) for layer in cache.layers]
+    read = []
+    while cache.layers:      # each layer is gone once it is copied, or there would be two of all
+        layer = cache.layers.pop(0)
+        read.append(tuple(kv[0].index_select(1, where).unflatten(1, where_PT.shape).transpose(0, 1)
+                          .contiguous() for kv in (layer.keys, layer.values)))
     return last_states(hidden_ND, packed), read
 
 
