@@ -164,12 +164,12 @@ def leaves(tree, above=()):
 class Policy(torch.nn.Module):
     """What DeepSpeed wraps: a causal LM whose forward pass returns token log-probs."""
 
-    def __init__(self, model):
+    def __init__(self, model, temperature):
         super().__init__()
-        self.model = model
+        self.model, self.temperature = model, temperature
 
     def forward(self, packed, tokens):
-        return token_logprobs(self.model, packed, tokens=tokens)
+        return token_logprobs(self.model, packed, self.temperature, tokens)
 
 
 @contextmanager
@@ -193,7 +193,7 @@ class Engine:
         """
         Args:
             model: a causal LM; the engine takes it over. Its weights come with `load`.
-            config: as for `settings`, and gradient_checkpointing.
+            config: as for `settings`, and temperature (the sampler's), gradient_checkpointing.
         """
         model.train()
         if config.gradient_checkpointing:
@@ -201,8 +201,9 @@ class Engine:
         # DeepSpeed replaces F.linear for the whole process. The engine needs its version, which
         # lets go of gathered weights; the sampler, which holds whole ones, only loses time by it.
         plain = F.linear
-        self.engine = deepspeed.initialize(model=Policy(model), model_parameters=model.parameters(),
-                                           config=settings(config))[0]
+        self.engine = deepspeed.initialize(
+            model=Policy(model, config.temperature), model_parameters=model.parameters(),
+            config=settings(config))[0]
         self.linear, F.linear = F.linear, plain
         self.optimizer, self.device = self.engine.optimizer, self.engine.device
 

@@ -174,7 +174,8 @@ def step(engine, groups, reward_PG, rate, budget, epsilon=0.2, updates=1, commit
 
     Args:
         engine: see the head of this file.
-        groups: P lists of G Rollouts sampled at temperature 1, the same on every rank.
+        groups: P lists of G Rollouts, the same on every rank, sampled at the temperature at which
+            the engine scores them.
         reward_PG: total rewards (P, G).
         rate: the learning rate.
         budget: packed tokens of a micro-batch.

@@ -660,9 +660,8 @@ class GroupCache:
         return rows[self.cell_B]
 
 
-def prefill(model, prompts):
-    """Read the prompts: their last hidden states (P, D), and the keys and values of each layer,
-    (P, heads, T, D), padded on the right.
+def read_prompts(model, prompts, cache=None):
+    """(hidden states of their tokens (N, D), the Packed that they were read as).
 
     What all of them begin with is read once: it is to the rest of each prompt as a prompt is to its
     completions, and so they are packed.
@@ -670,14 +669,29 @@ def prefill(model, prompts):
     shared = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)
     packed = pack([[Rollout(ids[:shared], ids[shared:], "", True, []) for ids in prompts]],
                   model.device)
+    hidden_1ND = hidden_states(model, packed, packed.ids_N[None], packed.position_N[None], cache)
+    return hidden_1ND[0], packed
+
+
+def last_states(hidden_ND, packed):
+    """Hidden states of the last token of each completion, (B, D)."""
+    return hidden_ND[packed.own_BC.max(1).values]
+
+
+def prefill(model, prompts):
+    """The prompts' last hidden states (P, D), and the keys and values of each layer,
+    (P, heads, T, D), padded on the right."""
     # A cache made by the model itself would forget what is behind a sliding window.
     cache = DynamicCache()
-    hidden_ND = hidden_states(model, packed, packed.ids_N[None], packed.position_N[None], cache)[0]
+    hidden_ND, packed = read_prompts(model, prompts, cache)
     where_PT = torch.cat((packed.prompt_PT.expand(len(prompts), -1), packed.own_BC), 1)
     where = where_PT.clamp(min=0).flatten()
-    read = [tuple(kv[0].index_select(1, where).unflatten(1, where_PT.shape).transpose(0, 1)
-                  .contiguous() for kv in (layer.keys, layer.values)) for layer in cache.layers]
-    return hidden_ND[packed.own_BC.max(1).values], read
+    read = []
+    while cache.layers:      # each layer is gone once it is copied, or there would be two of all
+        layer = cache.layers.pop(0)
+        read.append(tuple(kv[0].index_select(1, where).unflatten(1, where_PT.shape).transpose(0, 1)
+                          .contiguous() for kv in (layer.keys, layer.values)))
+    return last_states(hidden_ND, packed), read
 
 
 class Decoder:
@@ -822,11 +836,7 @@ def choose(lm, prompts, ids, rows):
     """For each prompt, which of the token `ids` has the highest logit as the next one: list of
     int."""
     def work(start, chunk):
-        ids_BT = pad_sequence([torch.tensor(row) for row in chunk],
-                              batch_first=True).to(lm.model.device)
-        last_B = torch.tensor([len(row) - 1 for row in chunk])
-        hidden = lm.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-        logits_BV = logits(lm.model, hidden[torch.arange(len(chunk)), last_B])
+        logits_BV = logits(lm.model, last_states(*read_prompts(lm.model, chunk)))
         if not torch.isfinite(logits_BV[:, ids]).all():
             raise NonFinite("a logit of the judge", [])
         return logits_BV[:, ids].argmax(-1).tolist()

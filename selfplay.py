@@ -78,7 +78,7 @@ def train_generator(run, i):
     for step in run.steps(config.generator_steps):
         specs = draw_specs(run, "generator", config.generator_prompts)
         groups = run.sample(run.actor, map(generator.prompt, specs), config.group_size,
-                            "generator", 1.0, config.max_completion)
+                            "generator", config.temperature, config.max_completion)
         candidates = [read(spec, rollout.text)
                       for spec, group in zip(specs, groups) for rollout in group]
         probe(run, candidates)
@@ -114,8 +114,8 @@ def train_solver(run, i):
     plan = curriculum.spread(len(tasks), config.solver_steps, config.solver_prompts)
     for step in run.steps(config.solver_steps if tasks else 0):
         batch = [tasks[n] for n in plan[step]]
-        groups = run.sample(run.actor, map(question, batch), config.group_size, "solver", 1.0,
-                            config.max_completion)
+        groups = run.sample(run.actor, map(question, batch), config.group_size, "solver",
+                            config.temperature, config.max_completion)
         answers = [(rollout.text, task.answer)
                    for task, group in zip(batch, groups) for rollout in group]
         parts = [solver.reward(text, gold, config.strict_values) for text, gold in answers]
