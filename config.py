@@ -38,7 +38,8 @@ class Config:
     generator_prompts: int = 6           # C: 24 completions a step, over all ranks
     solver_prompts: int = 8              # C: 32 completions a step
     group_size: int = 4                  # C: G, completions of a prompt
-    temperature: float = 1.0             # C: of the samples that are trained on
+    generator_temperature: float = 1.0   # C: of the samples that are trained on
+    solver_temperature: float = 1.0      # C: as that
     probes: int = 8                      # P: K of Eq. 3
     probe_temperature: float = 0.7       # C: of probes, pool and cross-verification
     pool_size: int = 10_000              # P
@@ -49,7 +50,8 @@ class Config:
     max_prompt: int = 4096               # us: tokens; longer tasks are dropped, never cut
     max_completion: int = 2048           # C: tokens, in training
     max_verify: int = 1024               # C: tokens of a verification sample, probe or answer
-    learning_rate: float = 1e-6          # C: falls linearly to 0 over a phase
+    generator_learning_rate: float = 1e-6     # C: falls linearly to 0 over a phase
+    solver_learning_rate: float = 1e-6        # C: as that
     inner_updates: int = 1               # C: mu
     epsilon: float = 0.2                 # C: clipping range
     max_grad_norm: float = 1.0           # C
@@ -125,17 +127,18 @@ def read_own_tools(path):
 TINY = dict(
     model="tiny", domains="tiny", generator_steps=24, solver_steps=12, generator_prompts=8,
     solver_prompts=8, group_size=8, pool_size=384, curriculum_size=128, max_prompt=1024,
-    max_completion=320, max_verify=128, learning_rate=3e-5, micro_tokens=8192, sample_rows=512,
+    max_completion=320, max_verify=128, micro_tokens=8192, sample_rows=512,
+    generator_learning_rate=3e-5, solver_learning_rate=3e-5,
     gradient_checkpointing=False)
 SMALL = dict(   # 135M to 0.5B parameters after a cold start, on two CPU cores or one small GPU
     model="models/cold",       # what coldstart.py wrote
     # A Generator writes 400 tokens where a Solver writes 80, and every task of it is tried: few
     # steps of the one, many of the other. By estimate an iteration takes an hour on two cores.
     generator_steps=6, solver_steps=24, generator_prompts=8, solver_prompts=8, group_size=6,
-    temperature=0.7,           # at 1 a model of 135M writes 10 valid tasks of 48, at 0.7 26
+    generator_temperature=0.7,     # at 1 a model of 135M writes 10 valid tasks of 48, at 0.7 26
     pool_size=256, curriculum_size=64,        # a quarter of such a pool is sound and solvable
     max_prompt=1536, max_completion=640, max_verify=256,      # a menu of 8 tools takes 500 tokens
-    learning_rate=2e-5,        # not found by trial yet; the paper's model is ten times as large
+    generator_learning_rate=6e-5, solver_learning_rate=2e-5,
     sample_rows=24,            # two ranks share even the 48 samples of a step
     micro_tokens=4096, gradient_checkpointing=False, heldout_tasks=100, save_every=2)
 PRESETS = {

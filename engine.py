@@ -81,7 +81,7 @@ def our_settings(config):
     """What the step relies on, each key with its reason.
 
     Args:
-        config: has learning_rate, dtype ("bf16" or "fp32") and max_grad_norm.
+        config: has dtype ("bf16" or "fp32") and max_grad_norm.
     """
     return {
         # grpo.step cuts micro-batches and divides the loss itself.
@@ -106,7 +106,8 @@ def our_settings(config):
             "sub_group_size": 10**8,              # masters of a rank that are updated at a time
         },
         "optimizer": {"type": "AdamW", "params": {
-            "lr": config.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0,
+            "lr": 0.0,                 # `step` is told
+            "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0,
             "torch_adam": True,        # the default is compiled at start-up
         }},
     }
@@ -163,9 +164,9 @@ def leaves(tree, above=()):
 class Policy(torch.nn.Module):
     """What DeepSpeed wraps: a causal LM whose forward pass returns token log-probs."""
 
-    def __init__(self, model, temperature):
+    def __init__(self, model):
         super().__init__()
-        self.model, self.temperature = model, temperature
+        self.model, self.temperature = model, 1.0
 
     def forward(self, packed, tokens):
         return token_logprobs(self.model, packed, self.temperature, tokens)
@@ -192,7 +193,7 @@ class Engine:
         """
         Args:
             model: a causal LM; the engine takes it over. Its weights come with `load`.
-            config: as for `settings`, and temperature (the sampler's), gradient_checkpointing.
+            config: as for `settings`, and gradient_checkpointing.
         """
         model.train()
         if config.gradient_checkpointing:
@@ -201,7 +202,7 @@ class Engine:
         # lets go of gathered weights; the sampler, which holds whole ones, only loses time by it.
         plain = F.linear
         self.engine = deepspeed.initialize(
-            model=Policy(model, config.temperature), model_parameters=model.parameters(),
+            model=Policy(model), model_parameters=model.parameters(),
             config=settings(config))[0]
         self.linear, F.linear = F.linear, plain
         self.optimizer, self.device = self.engine.optimizer, self.engine.device
@@ -235,7 +236,7 @@ class Engine:
         """(name as in the causal LM, parameter) of the engine; tied ones once."""
         return self.engine.module.model.named_parameters()
 
-    def load(self, weights):
+    def load(self, weights, temperature=1.0):
         """Write fp32 weights into masters and training copy, and forget the optimizer's state.
 
         DeepSpeed itself makes its masters from parameters already rounded to bf16, and would lose
@@ -243,7 +244,9 @@ class Engine:
 
         Args:
             weights: (name, tensor) pairs, as `model.matched` takes them.
+            temperature: that the policy samples at, and is scored at.
         """
+        self.engine.module.temperature = temperature
         rank, world = rank_and_world()
         params = dict(self.parameters())
         for name, weight in matched(weights, {name: p.ds_shape for name, p in params.items()}):

@@ -44,7 +44,6 @@ def our_steps(args, tasks):
     tokenizer = lms.load_tokenizer(args.model)
     lm = lms.load(args.model, tokenizer, dtype, device)
     made = engine.Engine(lms.build(args.model, dtype, device), SimpleNamespace(
-        temperature=1.0, learning_rate=RATE,
         dtype={"float32": "fp32", "bfloat16": "bf16"}[args.dtype],
         max_grad_norm=1.0, gradient_checkpointing=False, deepspeed=""))
     made.load(lms.read_weights(args.model))

@@ -25,7 +25,7 @@ def main():
                  "--generator_steps", "2", "--solver_steps", "1", "--generator_prompts", "2",
                  "--solver_prompts", "2", "--pool_size", "4", "--curriculum_size", "4",
                  "--max_completion", "24", "--max_verify", "24", "--heldout_tasks", "2",
-                 "--learning_rate", "1e-3"]
+                 "--generator_learning_rate", "1e-3", "--solver_learning_rate", "1e-3"]
     config, _ = parse(arguments)
     # All phases; no task survives, so the Solver stays as it is.
     selfplay.start(config, selfplay.self_play)

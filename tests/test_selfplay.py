@@ -23,7 +23,8 @@ QWEN = ROOT.parent / "shared" / "tokenizers" / "Qwen2.5-1.5B-Instruct"
 @pytest.mark.parametrize("arguments, named", [
     (["--nonsense", "1"], "--nonsense"), (["--preset", "huge"], "huge"),
     (["--group_size", "1"], "--group_size"),
-    (["--learning_rate", "-1"], "--learning_rate"), (["--learning_rate", "nan"], "--learning_rate"),
+    (["--generator_learning_rate", "-1"], "--generator_learning_rate"),
+    (["--solver_learning_rate", "nan"], "--solver_learning_rate"),
     (["--pool_size", "many"], "many"), (["--dtype", "fp16"], "fp16"),
     (["--domains", "travel:x"], "--domains"), (["--domains", "nowhere.json"], "nowhere.json"),
     (["--gradient_checkpointing", "maybe"], "maybe"),
@@ -61,7 +62,7 @@ def test_paper_preset_has_the_papers_values():
             config.solver_prompts * config.group_size) == (24, 32)
     assert (config.pool_size, config.curriculum_size,
             config.probes, config.verify_samples) == (10000, 2000, 8, 10)
-    assert (config.learning_rate, config.epsilon, config.inner_updates) == (1e-6, 0.2, 1)
+    assert (config.solver_learning_rate, config.epsilon, config.inner_updates) == (1e-6, 0.2, 1)
     assert (config.max_completion, config.max_verify,
             len(config.domain_weights)) == (2048, 1024, 32)
 
