@@ -66,6 +66,7 @@ def init_distributed(timeout=30):
                       "the launcher another --master_port") from None
     local_rank, local_ranks = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_SIZE", 1))
     if torch.cuda.is_available():
+        warnings.filterwarnings("ignore", r"barrier\(\): using the device under current context")
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     if "OMP_NUM_THREADS" not in os.environ:
