@@ -137,9 +137,10 @@ def model_lines(config, shape, tokenizer):
             f"{'chat template':18}" + (
                 "survives the tokenizer" if back == text
                 else "does NOT survive the tokenizer: look at its special tokens"),
-            f"{'sampler':18}temperature {config.temperature:g} in training, "
-            f"{config.probe_temperature} for probes and pool, greedy in evaluation; top-p 1, no "
-            "top-k; ignored of the model's own settings: "
+            f"{'sampler':18}temperature {config.generator_temperature:g} for a Generator in "
+            f"training, {config.solver_temperature:g} for a Solver, {config.probe_temperature} for "
+            "probes and pool, greedy in evaluation; top-p 1, no top-k; ignored of the model's own "
+            "settings: "
             f"{ignored or 'nothing'}",
             f"{'judge':18}the scores 1 to 5 are the tokens {', '.join(map(str, digits))}"]
 

@@ -38,7 +38,8 @@ class Config:
     generator_prompts: int = 6           # C: 24 completions a step, over all ranks
     solver_prompts: int = 8              # C: 32 completions a step
     group_size: int = 4                  # C: G, completions of a prompt
-    temperature: float = 1.0             # C: of the samples that are trained on
+    generator_temperature: float = 1.0   # C: of the samples that are trained on
+    solver_temperature: float = 1.0      # C: as that
     probes: int = 8                      # P: K of Eq. 3
     probe_temperature: float = 0.7       # C: of probes, pool and cross-verification
     pool_size: int = 10_000              # P
@@ -135,11 +136,10 @@ SMALL = dict(   # 135M to 0.5B parameters after a cold start, on two CPU cores o
     # A Generator writes 400 tokens where a Solver writes 80, and every task of it is tried: few
     # steps of the one, many of the other. By estimate an iteration takes an hour on two cores.
     generator_steps=6, solver_steps=24, generator_prompts=8, solver_prompts=8, group_size=6,
-    temperature=0.7,           # at 1 a model of 135M writes 10 valid tasks of 48, at 0.7 26
+    generator_temperature=0.7,     # at 1 a model of 135M writes 10 valid tasks of 48, at 0.7 26
     pool_size=256, curriculum_size=64,        # a quarter of such a pool is sound and solvable
     max_prompt=1536, max_completion=640, max_verify=256,      # a menu of 8 tools takes 500 tokens
-    # Not found by trial yet; the paper's model is ten times as large.
-    generator_learning_rate=2e-5, solver_learning_rate=2e-5,
+    generator_learning_rate=6e-5, solver_learning_rate=2e-5,
     sample_rows=24,            # two ranks share even the 48 samples of a step
     micro_tokens=4096, gradient_checkpointing=False, heldout_tasks=100, save_every=2)
 PRESETS = {

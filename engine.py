@@ -66,6 +66,7 @@ def init_distributed(timeout=30):
                       "the launcher another --master_port") from None
     local_rank, local_ranks = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_SIZE", 1))
     if torch.cuda.is_available():
+        warnings.filterwarnings("ignore", r"barrier\(\): using the device under current context")
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     if "OMP_NUM_THREADS" not in os.environ:
@@ -164,9 +165,9 @@ def leaves(tree, above=()):
 class Policy(torch.nn.Module):
     """What DeepSpeed wraps: a causal LM whose forward pass returns token log-probs."""
 
-    def __init__(self, model, temperature):
+    def __init__(self, model):
         super().__init__()
-        self.model, self.temperature = model, temperature
+        self.model, self.temperature = model, 1.0
 
     def forward(self, packed, tokens):
         return token_logprobs(self.model, packed, self.temperature, tokens)
@@ -193,7 +194,7 @@ class Engine:
         """
         Args:
             model: a causal LM; the engine takes it over. Its weights come with `load`.
-            config: as for `settings`, and temperature (the sampler's), gradient_checkpointing.
+            config: as for `settings`, and gradient_checkpointing.
         """
         model.train()
         if config.gradient_checkpointing:
@@ -202,7 +203,7 @@ class Engine:
         # lets go of gathered weights; the sampler, which holds whole ones, only loses time by it.
         plain = F.linear
         self.engine = deepspeed.initialize(
-            model=Policy(model, config.temperature), model_parameters=model.parameters(),
+            model=Policy(model), model_parameters=model.parameters(),
             config=settings(config))[0]
         self.linear, F.linear = F.linear, plain
         self.optimizer, self.device = self.engine.optimizer, self.engine.device
@@ -236,7 +237,7 @@ class Engine:
         """(name as in the causal LM, parameter) of the engine; tied ones once."""
         return self.engine.module.model.named_parameters()
 
-    def load(self, weights):
+    def load(self, weights, temperature=1.0):
         """Write fp32 weights into masters and training copy, and forget the optimizer's state.
 
         DeepSpeed itself makes its masters from parameters already rounded to bf16, and would lose
@@ -244,7 +245,9 @@ class Engine:
 
         Args:
             weights: (name, tensor) pairs, as `model.matched` takes them.
+            temperature: that the policy samples at, and is scored at.
         """
+        self.engine.module.temperature = temperature
         rank, world = rank_and_world()
         params = dict(self.parameters())
         for name, weight in matched(weights, {name: p.ds_shape for name, p in params.items()}):

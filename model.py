@@ -589,6 +589,7 @@ class GroupCache:
         self.own = [tuple(kv.new_empty(len(group_B), kv.shape[1], 0, kv.shape[3]) for kv in layer)
                     for layer in prompts]                                        # (B, heads, S, D)
         self.length_P, self.group_B, self.column = length_P, group_B, column
+        self.biases = {}       # by window, of the step that is being taken: all layers share them
 
     def repack(self, stay_B, more):
         """Drop rows, and the prompts that no row needs any more; make room for `more` positions."""
@@ -605,20 +606,21 @@ class GroupCache:
         place_B = torch.arange(len(self.group_B), device=first_P.device) - first_P[self.group_B]
         self.cell_B = self.group_B * self.width + place_B
 
-    def own_bias(self, window):
-        """(S,) to add to the completions' scores: 0 in the window that ends at `column`, else
-        -inf."""
-        column_S = torch.arange(self.own[0][0].shape[2], device=self.column.device)
-        hidden_S = (column_S > self.column) | (column_S <= self.column - window)
-        return self.bias_PT.new_zeros(len(column_S)).masked_fill(hidden_S, -torch.inf)
-
-    def prompt_bias(self, window):
-        """(P, T) to add to the prompts' scores: 0 in the window, -inf before it and in padding."""
-        if window == ALL:
-            return self.bias_PT
-        position_T = torch.arange(self.bias_PT.shape[1], device=self.column.device)
-        first_P1 = (self.length_P + self.column - window + 1)[:, None]
-        return self.bias_PT.masked_fill(position_T < first_P1, -torch.inf)
+    def bias(self, window):
+        """(P, 1, 1, T + S) to add to the scores of prompts and completions: 0 in the window that
+        ends at `column`, -inf outside it and in padding."""
+        if window not in self.biases:
+            bias_PT, S = self.bias_PT, self.own[0][0].shape[2]
+            column_S = torch.arange(S, device=self.column.device)
+            hidden_S = (column_S > self.column) | (column_S <= self.column - window)
+            bias_S = bias_PT.new_zeros(S).masked_fill(hidden_S, -torch.inf)
+            if window != ALL:
+                position_T = torch.arange(bias_PT.shape[1], device=self.column.device)
+                first_P1 = (self.length_P + self.column - window + 1)[:, None]
+                bias_PT = bias_PT.masked_fill(position_T < first_P1, -torch.inf)
+            both = torch.cat((bias_PT, bias_S.expand(len(bias_PT), -1)), 1)
+            self.biases[window] = both[:, None, None]
+        return self.biases[window]
 
     def update(self, key, value, layer, *args, **kwargs):
         """Store one position of one layer, (B, heads, 1, D); returns the completions so far."""
@@ -639,25 +641,25 @@ class GroupCache:
         B, K, S, D = key.shape
         query = query.view(B, K, -1, D) * scaling
         prompt_key, prompt_value = self.prompts[module.layer_idx]
-        score = self._grid(query) @ prompt_key.mT + self.prompt_bias(window)[:, None, None]
-        own_score = self._grid(query @ key.mT + self.own_bias(window))
+        score = torch.cat((self._grid(query) @ prompt_key.mT, self._grid(query @ key.mT)), -1)
         # In bf16 too softmax itself computes in fp32.
-        weight, own_weight = torch.cat((score, own_score), -1).softmax(-1).tensor_split(
-            (score.shape[-1],), -1)
+        weight, own_weight = score.add_(self.bias(window)).softmax(-1).split(
+            (prompt_key.shape[2], S), -1)
         out = self._rows(weight @ prompt_value) + self._rows(own_weight) @ value
         return out.reshape(B, 1, -1, D)
 
     def _grid(self, x):
         """Rows (B, K, R, X) by prompt: (P, K, G x R, X), zeros where a prompt has fewer."""
         P, G = len(self.bias_PT), self.width
-        grid = x.new_zeros(P * G, *x.shape[1:]).index_copy_(0, self.cell_B, x)
+        grid = x if len(x) == P * G else (
+            x.new_zeros(P * G, *x.shape[1:]).index_copy_(0, self.cell_B, x))
         return grid.view(P, G, *x.shape[1:]).transpose(1, 2).reshape(P, x.shape[1], -1, x.shape[-1])
 
     def _rows(self, grid):
         """The way back, from (P, K, G x R, X) to (B, K, R, X)."""
         P, K, _, X = grid.shape
         rows = grid.view(P, K, self.width, -1, X).transpose(1, 2).reshape(P * self.width, K, -1, X)
-        return rows[self.cell_B]
+        return rows if len(rows) == len(self.cell_B) else rows[self.cell_B]
 
 
 def read_prompts(model, prompts, cache=None):
@@ -729,6 +731,7 @@ class Decoder:
 
     def step(self):
         """The model reads the newest tokens, and we pick the next."""
+        self.cache.biases.clear()
         hidden_B1D = hidden_states(self.lm.model, self.cache, self.last_B[:, None],
                                    (self.length_B + self.t)[:, None], self.cache)
         self.t += 1

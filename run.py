@@ -93,9 +93,13 @@ class Run:
         """Checkpoint of Solver i; the base for i = 0."""
         return str(self.files.path / f"iter{i}/solver") if i else self.config.base
 
+    def of_role(self, name):
+        """A setting of the role in training."""
+        return getattr(self.config, f"{self.phase}_{name}")
+
     def train_from(self, path):
         """Start training from the fp32 weights of a checkpoint."""
-        self.engine.load(lms.read_weights(path))
+        self.engine.load(lms.read_weights(path), self.of_role("temperature"))
         self.engine.copy_to(self.actor.model)
 
     def load(self, lm, path):
@@ -208,8 +212,7 @@ class Run:
         """
         config, rollouts = self.config, flat(groups)
         reward_PG = torch.tensor([sum(part.values()) for part in parts]).view(len(groups), -1)
-        rate = getattr(config, f"{self.phase}_learning_rate")
-        rate *= 1 - self.step / self.total      # linear to 0
+        rate = self.of_role("learning_rate") * (1 - self.step / self.total)      # linear to 0
         with ExitStack() as held:      # weights and logs change together
             with self.timed("training"):
                 metrics |= grpo.step(

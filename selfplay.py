@@ -78,7 +78,7 @@ def train_generator(run, i):
     for step in run.steps(config.generator_steps):
         specs = draw_specs(run, "generator", config.generator_prompts)
         groups = run.sample(run.actor, map(generator.prompt, specs), config.group_size,
-                            "generator", config.temperature, config.max_completion)
+                            "generator", config.generator_temperature, config.max_completion)
         candidates = [read(spec, rollout.text)
                       for spec, group in zip(specs, groups) for rollout in group]
         probe(run, candidates)
@@ -115,7 +115,7 @@ def train_solver(run, i):
     for step in run.steps(config.solver_steps if tasks else 0):
         batch = [tasks[n] for n in plan[step]]
         groups = run.sample(run.actor, map(question, batch), config.group_size, "solver",
-                            config.temperature, config.max_completion)
+                            config.solver_temperature, config.max_completion)
         answers = [(rollout.text, task.answer)
                    for task, group in zip(batch, groups) for rollout in group]
         parts = [solver.reward(text, gold, config.strict_values) for text, gold in answers]

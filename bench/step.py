@@ -44,7 +44,7 @@ def our_steps(args, tasks):
     tokenizer = lms.load_tokenizer(args.model)
     lm = lms.load(args.model, tokenizer, dtype, device)
     made = engine.Engine(lms.build(args.model, dtype, device), SimpleNamespace(
-        temperature=1.0,         dtype={"float32": "fp32", "bfloat16": "bf16"}[args.dtype],
+        dtype={"float32": "fp32", "bfloat16": "bf16"}[args.dtype],
         max_grad_norm=1.0, gradient_checkpointing=False, deepspeed=""))
     made.load(lms.read_weights(args.model))
     prompts = [lms.encode_chat(tokenizer, solver.prompt(task.question, task.tools))

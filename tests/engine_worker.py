@@ -15,8 +15,7 @@ import model as lms
 import solver
 import tiny
 
-SETTINGS = dict(temperature=1.0, max_grad_norm=1e9,
-                gradient_checkpointing=False, deepspeed="")
+SETTINGS = dict(max_grad_norm=1e9, gradient_checkpointing=False, deepspeed="")
 REWARD_PG = torch.tensor([[0.0, 1.0, 2.0, 0.5], [1.0, 1.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
 
 

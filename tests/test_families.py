@@ -108,8 +108,7 @@ def train(directory):
         prompts = [lms.encode_chat(tokenizer, MESSAGES), lms.encode_chat(tokenizer, MESSAGES[1:])]
         groups = lms.sample(lm, prompts, 4, (0,), 1.0, 8, rows=8)
         made = engine.Engine(lms.build(path), SimpleNamespace(
-            temperature=1.0, dtype="fp32", max_grad_norm=1.0,
-            gradient_checkpointing=False, deepspeed=""))
+            dtype="fp32", max_grad_norm=1.0, gradient_checkpointing=False, deepspeed=""))
         made.load(lms.read_weights(path))
         rewards = torch.tensor([[0.0, 1.0, 2.0, 3.0], [1.0, 0.0, 0.0, 0.0]])
         metrics = grpo.step(made, groups, rewards, 1e-3, 1024)
