@@ -36,8 +36,8 @@ SKILL_STEPS, HABIT_STEPS = 12_000, 800
 GIVEN_MENU = 0.2              # share of the Generator's examples where the prompt brings the tools
 BATCH = 16                    # examples a step
 HELDOUT_TASKS = 500
-NONE_FIT = 0.12               # share of examples where no tool fits
-NONE_FITS = "No tool fits."   # what the Solver thinks then
+NONE_FIT = 0.15               # share of examples where no tool fits
+NONE_FITS = ": no tool fits."  # what the Solver thinks of the tool that it misses
 
 # ---------------------------------------------------------------------------------------------
 # The world: a tool is verb_noun; its verb says of which kinds its parameters are, its domain says
@@ -89,9 +89,17 @@ TOPICS = """music painting taxes sailing gardening robots history chess cooking 
     football yoga dancing theatre insects birds horses whales forests deserts rivers islands
     computers rockets trains clocks""".split()
 LEVELS = "low medium high urgent critical".split()
+DATES = [f"{day} {month}" for month in "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+         for day in (1, 8, 15, 22)]
+TIMES = [f"{hour:02}:{minute:02}" for hour in range(7, 23) for minute in (0, 15, 30, 45)]
+CODES = [f"{a}{b}-{n}" for a, b, n in zip("ABCDEFGHKLMNPRSTVX" * 3, "BKXDRMTAVSPCLHNFGE" * 3,
+                                          range(100, 900, 15))]
+# The values of each kind; each of them is one token, so that a model this small can copy them all.
+VALUES = {"place": CITIES, "origin": CITIES, "target": CITIES, "person": PEOPLE, "date": DATES,
+          "time": TIMES, "count": range(10, 60), "code": CODES, "level": LEVELS, "topic": TOPICS}
 USUAL = {   # the value that people mean who name none
-    "place": "Oslo", "origin": "Rome", "target": "Paris", "person": "Anna", "date": "2026-01-01",
-    "time": "12:00", "count": 10, "code": "AB-100", "level": "medium", "topic": "music"}
+    "place": "Oslo", "origin": "Rome", "target": "Paris", "person": "Anna", "date": "1 Jan",
+    "time": "12:00", "count": 10, "code": CODES[0], "level": "medium", "topic": "music"}
 OPENINGS = ("Please ", "Can you ", "I need you to ", "I want to ", "Could you ", "Help me to ")
 AND_ALSO, AGENT, OR = " and also ", "\nAgent: Anything else?\nUser: Yes,", " or "
 # How much a question says, and what its author thinks first
@@ -104,22 +112,6 @@ def is_reserved(domain, verb, noun):
     """One noun for each verb of a domain never occurs with it in pretraining:
     the held-out tasks call these tools."""
     return NOUNS[domain].index(noun) == list(VERBS).index(verb) % len(NOUNS[domain])
-
-
-def sample_value(rng, kind):
-    """A JSON value of the kind. Dates, times and codes are several tokens long, the others one."""
-    if kind in ("place", "origin", "target"):
-        return rng.choice(CITIES)
-    if kind == "date":
-        return f"2026-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
-    if kind == "time":
-        return f"{rng.randint(7, 22):02}:{rng.choice((0, 15, 30, 45)):02}"
-    if kind == "count":
-        return rng.randint(10, 59)
-    if kind == "code":
-        letters = "".join(rng.choices("ABCDEFGHKLMNPRSTVX", k=2))
-        return f"{letters}-{rng.randint(100, 999)}"
-    return rng.choice({"person": PEOPLE, "level": LEVELS, "topic": TOPICS}[kind])
 
 
 def make_tool(domain, verb, noun):
@@ -166,7 +158,7 @@ def sample_case(rng, spec, heldout=False, manners={"plain": 1},
                                 spec.tools - spec.calls - 1)
     tools = fitting[:spec.calls] + [make_tool(spec.domain, *pair) for pair in others]
     wanted = [{"name": tool["name"],
-               "arguments": {name: sample_value(rng, KIND_OF[name]) for name in tool["parameters"]}}
+               "arguments": {name: rng.choice(VALUES[KIND_OF[name]]) for name in tool["parameters"]}}
               for tool in fitting]
     if manner == "brief" and rng.random() < USUALLY:
         for call in wanted:
@@ -188,7 +180,7 @@ def question(rng, calls, context, manner):
                           for name, value in call["arguments"].items()]
         if manner == "open":
             kind = VERBS[verb].split()[-1]
-            both = [last, PHRASES[kind] + str(sample_value(rng, kind))]
+            both = [last, PHRASES[kind] + str(rng.choice(VALUES[kind]))]
             rng.shuffle(both)
             last = both[0] + OR + both[1][len(PHRASES[kind]):]
         phrases += [last] * (manner != "brief")
@@ -298,7 +290,7 @@ def solver_text(rng, case, style="right"):
         calls = [call | {"arguments": dict(list(call["arguments"].items())[:-1])} for call in calls]
     elif style == "other_tool":
         calls = other_tool(rng, case.wanted, case.task.tools)
-    think = f"<think>{plan(calls) or NONE_FITS}</think>\n"
+    think = f"<think>{plan(calls) or case.wanted[0]['name'] + NONE_FITS}</think>\n"
     answer = python_syntax(calls) if style == "python" else json.dumps(calls)
     return think + (answer if style == "untagged"
                     else f"<tool_call_answer>{answer}</tool_call_answer>")
@@ -336,7 +328,7 @@ def judge_example(rng, case):
         name = rng.choice(list(call["arguments"]))
         old = call["arguments"][name]
         while call["arguments"][name] == old:
-            call["arguments"][name] = sample_value(rng, KIND_OF[name])
+            call["arguments"][name] = rng.choice(VALUES[KIND_OF[name]])
     else:                            # an argument or, now and then, every call
         rng.choice(calls)["arguments"].popitem()
         calls = calls if rng.random() < 0.7 else []
@@ -384,10 +376,10 @@ def vocabulary():
     """Strings that are one token each, beside the 256 bytes: words, phrases with their blanks,
     pieces of JSON between two names or values, and the constant texts of the prompts."""
     words = [*VERBS, *map(str.capitalize, VERBS), *itertools.chain(*NOUNS.values()), *KIND_OF,
-             *CITIES, *PEOPLE, *TOPICS, *LEVELS, *generator.DOMAINS,
-             *(f"{n:02}" for n in range(60)), *(f"{verb}_" for verb in VERBS)]
+             *(str(value) for values in VALUES.values() for value in values), *generator.DOMAINS,
+             *map(str, range(10)), *(f"{verb}_" for verb in VERBS)]
     phrases = [*PHRASES.values(), *OPENINGS, *MANNERS.values(), AND_ALSO, AGENT, OR,
-               "User: ", " a ", "2026-", "Sure, I will ", " for you.", "Calls: ", "Missing: ",
+               "User: ", " a ", "Sure, I will ", " for you.", "Calls: ", "Missing: ",
                ". Tools: ", NONE_FITS, " with ", ", ", "; "]
     kinds = ('{"type": "string"}', '{"type": "integer"}')
     scaffolding = ['[{"name": "', '"}}, {"name": "', '}}, {"name": "', '"]}, {"name": "', '"]}]',
