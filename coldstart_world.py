@@ -319,10 +319,10 @@ class Made:
     parameters: dict      # name -> (kind, the name in words, values of an enum)
 
 
-def make_parameters(rng, kinds, noun, style, least, most):
-    """{name: (kind, words, values of an enum)}, about `least` to `most` of them."""
+def make_parameters(rng, kinds, noun, style, most):
+    """{name: (kind, words, values of an enum)}, at most `most` of them: each time other ones."""
     found = {}
-    for _ in range(min(max(rng.choice((0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 6)), least), most)):
+    for _ in range(min(rng.choice((0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 6)), most)):
         kind = rng.choice(kinds if rng.random() < 0.7 else list(KINDS))
         base = rng.choice(KINDS[kind][0])
         words = base.split("_")
@@ -350,7 +350,7 @@ def schema(rng, kind, words, values, noun, described):
     return found
 
 
-def make_tool(rng, verbs, noun, style, described, least, most):
+def make_tool(rng, verbs, noun, style, described, most):
     """A Made tool.
 
     Args:
@@ -358,18 +358,18 @@ def make_tool(rng, verbs, noun, style, described, least, most):
         noun: its words.
         style: how its name is written.
         described: whether its parameters are; "python": also with Python's names of types.
-        least, most: parameters that it has.
+        most: parameters it has at most.
     """
     verb, thing = rng.choice(verbs[0]), " ".join(noun)
     inner = "camel" if style in ("camel", "Pascal") and rng.random() < 0.9 else "snake"
-    parameters = make_parameters(rng, verbs[2], noun, inner, least, most)
+    parameters = make_parameters(rng, verbs[2], noun, inner, most)
     key = ""
     if described and parameters and rng.random() < 0.3:
         key = " by " + rng.choice(list(parameters.values()))[1]
     said = rng.choice(SAID_OF_TOOLS[:None if described else 3])
     said = said.format(v=verb, s=third_person(verb), n=thing + key)
     if described and rng.random() < 0.15:      # names that are no parameters
-        fields = make_parameters(rng, list(KINDS), noun, inner, 0, 4)
+        fields = make_parameters(rng, list(KINDS), noun, inner, 4)
         said += ". Gives back an object with " + (", ".join(fields) or "nothing in it")
     tool = {"name": tool_name(rng, verb, noun, style),
             "description": said[0].upper() + said[1:] + rng.choice(("", ".")),
@@ -398,14 +398,13 @@ def make_menu(rng, domain, size, lean):
             noun = [*noun, rng.choice(ASPECTS)]
         if rng.random() < 0.2:
             noun = [rng.choice(MODIFIERS) if lean or rng.random() < 0.7 else invented(rng), *noun]
-        # Names that are all alike are hard to choose from, and hard to make up without repeats.
-        if seen and rng.random() < (0.4 if lean else 0.6):
+        if seen and rng.random() < 0.6:
             verbs, noun = (verbs, seen[0][1]) if rng.random() < 0.6 else (seen[0][0], noun)
         if (verbs, noun) not in seen:
             seen.append((verbs, noun))
             made = make_tool(rng, verbs, noun,
                              style if rng.random() < 0.9 else rng.choice(("camel", "snake")),
-                             described, 0 if menu else 1, 2 if lean and menu else 4 if lean else 6)
+                             described, 2 if lean and menu else 4 if lean else 6)
             menu.setdefault(made.tool["name"], made)
     return list(menu.values())
 
@@ -415,15 +414,11 @@ def make_menu(rng, domain, size, lean):
 
 
 def make_call(rng, made, lean):
-    """A call that gives what is required, and some of the other arguments: at least one, if there
-    are any. Calls without are rare out there, and a Generator is drawn to them: Eq. 2 pays in full
-    where nothing is required and no value can be wrong."""
-    given = [name for name in made.parameters
-             if name in made.tool["required"] or rng.random() < 0.4]
+    """A call that gives what is required, and some of the other arguments."""
     return {"name": made.tool["name"],
             "arguments": {name: sample_value(rng, kind, values, lean)
                           for name, (kind, _, values) in made.parameters.items()
-                          if name in (given or list(made.parameters)[:1])}}
+                          if name in made.tool["required"] or rng.random() < 0.4}}
 
 
 def spoken(rng, value, kind):

@@ -62,7 +62,9 @@ def test_paper_preset_has_the_papers_values():
             config.solver_prompts * config.group_size) == (24, 32)
     assert (config.pool_size, config.curriculum_size,
             config.probes, config.verify_samples) == (10000, 2000, 8, 10)
-    assert (config.solver_learning_rate, config.epsilon, config.inner_updates) == (1e-6, 0.2, 1)
+    assert (config.generator_learning_rate, config.solver_learning_rate, config.epsilon,
+            config.inner_updates) == (1e-6, 1e-6, 0.2, 1)
+    assert config.generator_temperature == config.solver_temperature == 1
     assert (config.max_completion, config.max_verify,
             len(config.domain_weights)) == (2048, 1024, 32)
 
