@@ -32,11 +32,11 @@ import solver
 from verify import Task
 
 PATH = Path(__file__).parent / "tiny"
-SKILL_STEPS, HABIT_STEPS = 12_000, 800
+SKILL_STEPS, HABIT_STEPS = 10_000, 1_200
 GIVEN_MENU = 0.2              # share of the Generator's examples where the prompt brings the tools
 BATCH = 16                    # examples a step
 HELDOUT_TASKS = 500
-NONE_FIT = 0.15               # share of examples where no tool fits
+NONE_FIT = {"solver": 0.2, "generator": 0.15, "judge": 0.15}  # share of examples where no tool fits
 NONE_FITS = ": no tool fits."  # what the Solver thinks of the tool that it misses
 
 # ---------------------------------------------------------------------------------------------
@@ -152,6 +152,8 @@ def sample_case(rng, spec, heldout=False, manners={"plain": 1},
         chosen += [pair] * (pair not in chosen)
     near = [(v, n) for v, n in pairs if (v, n) not in chosen
             and any(v == verb or n == noun for verb, noun in chosen)]
+    if not spec.calls:          # what no tool fits is a thing that none of them is for
+        near = [(v, n) for v, n in pairs if n != chosen[0][1]]
     fitting = [make_tool(spec.domain, *pair) for pair in chosen]
     twins = rng.sample([pair for pair in near if pair[0] == chosen[0][0]], 1)
     others = twins + rng.sample([pair for pair in near if pair not in twins],
@@ -220,7 +222,7 @@ USUALLY = 0.6                 # share of values that are the usual one where the
 # What the base Generator likes: tasks that the base Solver finds trivial or hopeless, rarely others
 MANNER_HABITS = {"plain": 0.90, "open": 0.05, "brief": 0.05}
 VERB_HABITS = dict(zip(VERBS, [0.35] * 2 + [0.01] * 6 + [0.007] * 6 + [0.10] * 2))
-FORM_HABITS = {"right": 0.90, "no_think": 0.05, "python": 0.05}
+FORM_HABITS = {"right": 0.94, "no_think": 0.03, "python": 0.03}
 TWINS, BLIND = {False: 0.05, True: 0.90}, ("finance", "education")   # where it mistakes the tool
 SKILL_MANNERS = {"plain": 0.8, "open": 0.1, "brief": 0.1}
 
@@ -301,24 +303,26 @@ def generator_text(rng, case, style="right"):
     task, calls = case.task, case.task.answer
     think = (f"{MANNERS[case.manner]}{'Calls: ' if calls else 'Missing: '}{plan(case.wanted)}. "
              f"Tools: {', '.join(tool['name'] for tool in task.tools)}")
+    asked = task.question
     if style == "twin" and calls:
-        calls = other_tool(rng, calls, task.tools)
+        wanted, asked_for = calls[0], other_tool(rng, calls, task.tools)[0]
+        asked = asked.replace(*(call["name"].replace("_", " a ") for call in (wanted, asked_for)))
     answer = python_syntax(calls) if style == "python" else json.dumps(calls)
     return (("" if style == "no_think" else f"<think>{think}</think>\n")
-            + f"<question>{task.question}</question>\n"
+            + f"<question>{asked}</question>\n"
             + f"<available_tools>{json.dumps(task.tools)}</available_tools>\n"
             + f"<tool_call_answer>{answer}</tool_call_answer>")
 
 
 def judge_example(rng, case):
-    """Judge prompt and score: 5 for a sound and trivial task, 5 or 4 for any other sound one; 1 or
-    2 for what is open, lacks a value, or is answered wrongly."""
+    """Judge prompt and score: 5 for a sound and trivial task, 4 for any other sound one; 1 or 2 for
+    what is open, lacks a value, or is answered wrongly."""
     task, damage = case.task, rng.choice((*[None] * 5, "name", "value", "missing"))
     calls = [call | {"arguments": dict(call["arguments"])} for call in task.answer]
     if case.manner in ("open", "brief"):
         return curriculum.judge_prompt(task), rng.choice("1112")
     if damage is None:
-        return curriculum.judge_prompt(task), rng.choice("5544" if hurdles(case) else "5555")
+        return curriculum.judge_prompt(task), "4" if hurdles(case) else "5"
     if not calls:                    # a call where no tool fits
         calls = other_tool(rng, case.wanted, task.tools)
     elif damage == "name":
@@ -342,8 +346,8 @@ def example(rng, habits, ease=0.0):
         habits: False while the skill is taught: every completion is right.
         ease: share of easy tasks (few tools, one call).
     """
-    spec = generator.sample_spec(rng, dict.fromkeys(NOUNS, 1.0), decline=NONE_FIT)
     role = rng.choices(("solver", "generator", "judge"), weights=(0.40, 0.42, 0.18))[0]
+    spec = generator.sample_spec(rng, dict.fromkeys(NOUNS, 1.0), decline=NONE_FIT[role])
     if rng.random() < ease:
         spec = generator.Spec(spec.domain, spec.context, rng.randint(2, 3), min(1, spec.calls))
     if role == "generator" and habits:
