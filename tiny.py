@@ -32,7 +32,7 @@ import solver
 from verify import Task
 
 PATH = Path(__file__).parent / "tiny"
-SKILL_STEPS, HABIT_STEPS = 10_000, 1_200
+SKILL_STEPS, HABIT_STEPS = 8_000, 1_200
 GIVEN_MENU = 0.2              # share of the Generator's examples where the prompt brings the tools
 BATCH = 16                    # examples a step
 HELDOUT_TASKS = 500
@@ -134,9 +134,7 @@ class Case(NamedTuple):
 
 def sample_case(rng, spec, heldout=False, manners={"plain": 1},
                 verbs=dict.fromkeys(VERBS, 1)):
-    """A case of the world for a generator.Spec. The menu is sorted by name; its other tools share a
-    verb or a noun with a wanted one, and one is a twin of it, with the same verb and so the same
-    parameters. Where the spec asks for 0 calls, no tool fits.
+    """A case of the world for a generator.Spec. Where that asks for 0 calls, no tool fits.
 
     Args:
         heldout: whether the wanted pairs are reserved ones; else no pair is.
@@ -149,16 +147,9 @@ def sample_case(rng, spec, heldout=False, manners={"plain": 1},
     chosen = []
     while len(chosen) < max(1, spec.calls):
         pair = rng.choices(may_call, [verbs[verb] for verb, _ in may_call])[0]
-        chosen += [pair] * (pair not in chosen)
-    near = [(v, n) for v, n in pairs if (v, n) not in chosen
-            and any(v == verb or n == noun for verb, noun in chosen)]
-    if not spec.calls:          # what no tool fits is a thing that none of them is for
-        near = [(v, n) for v, n in pairs if n != chosen[0][1]]
+        chosen += [pair] * (pair[1] not in [noun for _, noun in chosen])
+    tools = [make_tool(spec.domain, *pair) for pair in menu(rng, pairs, chosen, spec)]
     fitting = [make_tool(spec.domain, *pair) for pair in chosen]
-    twins = rng.sample([pair for pair in near if pair[0] == chosen[0][0]], 1)
-    others = twins + rng.sample([pair for pair in near if pair not in twins],
-                                spec.tools - spec.calls - 1)
-    tools = fitting[:spec.calls] + [make_tool(spec.domain, *pair) for pair in others]
     wanted = [{"name": tool["name"],
                "arguments": {name: rng.choice(VALUES[KIND_OF[name]]) for name in tool["parameters"]}}
               for tool in fitting]
@@ -166,11 +157,28 @@ def sample_case(rng, spec, heldout=False, manners={"plain": 1},
         for call in wanted:
             name = list(call["arguments"])[-1]
             call["arguments"][name] = USUAL[KIND_OF[name]]
-    task = Task(question(rng, wanted, spec.context, manner),
-                sorted(tools, key=lambda tool: tool["name"]), wanted[:spec.calls],
+    task = Task(question(rng, wanted, spec.context, manner), tools, wanted[:spec.calls],
                 {"domain": spec.domain, "context": spec.context,
                  "tools": spec.tools, "calls": spec.calls})
     return Case(task, wanted, manner)
+
+
+def menu(rng, pairs, chosen, spec):
+    """The pairs of a menu. Besides a wanted tool it has a twin, with the same verb and so the same
+    parameters, and the tools for the same noun whose verbs stand around it in the alphabet: a model
+    this small can write down such a row without leaving out or repeating one. Where no tool fits,
+    the row is another noun's."""
+    (verb, noun), *more = chosen
+    twins = [pair for pair in pairs if pair[0] == verb and pair not in chosen]
+    if not spec.calls:
+        noun = rng.choice(twins)[1]
+    row = sorted(pair for pair in pairs if pair[1] == noun)
+    size = spec.tools - spec.calls
+    start = row.index((verb, noun)) - rng.randrange(size)
+    row = [row[(start + n) % len(row)] for n in range(size)]
+    if spec.calls:
+        row.insert(row.index((verb, noun)) + rng.randrange(2), rng.choice(twins))
+    return row + more
 
 
 def question(rng, calls, context, manner):
@@ -315,14 +323,14 @@ def generator_text(rng, case, style="right"):
 
 
 def judge_example(rng, case):
-    """Judge prompt and score: 5 for a sound and trivial task, 4 for any other sound one; 1 or 2 for
-    what is open, lacks a value, or is answered wrongly."""
+    """Judge prompt and score: 5 for a sound task, 4 where it is long; 1 or 2 for what is open, lacks
+    a value, or is answered wrongly."""
     task, damage = case.task, rng.choice((*[None] * 5, "name", "value", "missing"))
     calls = [call | {"arguments": dict(call["arguments"])} for call in task.answer]
     if case.manner in ("open", "brief"):
         return curriculum.judge_prompt(task), rng.choice("1112")
     if damage is None:
-        return curriculum.judge_prompt(task), "4" if hurdles(case) else "5"
+        return curriculum.judge_prompt(task), "4" if "long" in hurdles(case) else "5"
     if not calls:                    # a call where no tool fits
         calls = other_tool(rng, case.wanted, task.tools)
     elif damage == "name":
