@@ -153,15 +153,19 @@ def validity_reward(draft, grounding=True):
     """r_valid = 0.4 [gold tools in the menu] + 0.4 [required all given]
               + 0.2 [values grounded]   (Eq. 2)
 
-    Every gold call must pass; 0 unless tools and gold parse and every call is well-formed. Without
-    `grounding` (an ablation) the last term is always paid. An empty list that was asked for is
-    valid, since it holds no call that could fail. Whether really no tool fits is left to r_curr: a
-    question that a tool answers is one where the Solver calls it, and there p = 0.
+    Every gold call must pass; 0 unless tools and gold parse and every call is well-formed. A menu
+    with a name twice holds no tool (ours): the pool drops it, and a Generator soon finds that who
+    repeats the called tool leaves nothing to take for it. Without `grounding` (an ablation) the
+    last term is always paid.
+
+    An empty list that was asked for is valid, since it holds no call that could fail. Whether
+    really no tool fits is left to r_curr: a question that a tool answers is one where the Solver
+    calls it, and there p = 0.
     """
     if not draft.tools or draft.calls is None or draft.malformed:
         return 0.0
     menu = {tool["name"]: tool for tool in draft.tools}
-    known = all(call["name"] in menu for call in draft.calls)
+    known = len(menu) == len(draft.tools) and all(call["name"] in menu for call in draft.calls)
     required = all(required_given(call, menu) for call in draft.calls)
     return 0.4 * known + 0.4 * required + 0.2 * (
         not grounding or grounded(draft.calls, draft.question or ""))
