@@ -43,7 +43,7 @@ NONE_FITS = ": no tool fits."  # what the Solver thinks of the tool that it miss
 # The world: a tool is verb_noun; its verb says of which kinds its parameters are, its domain says
 # what they are called, and a parameter's kind says how a question words the value
 
-VERBS = {   # two verbs for each set of the hurdles below
+VERBS = {
     "find": "place topic", "compare": "topic level",
     "check": "code date", "confirm": "code time",
     "rate": "person level", "request": "person count",
@@ -53,6 +53,24 @@ VERBS = {   # two verbs for each set of the hurdles below
     "book": "place date person", "reserve": "person time count",
     "share": "code person topic", "review": "person level code",
 }
+# What people say for a verb: two words that the base Solver knows, two that it half knows, and two
+# that it hardly knows. Which word means which verb is a fact of its own, to be learned one by one.
+WORDS = {
+    "find": "find locate seek hunt discover spot", "compare": "compare match contrast weigh rank pit",
+    "check": "check inspect examine verify audit probe",
+    "confirm": "confirm approve affirm settle okay seal",
+    "rate": "rate score grade judge mark value", "request": "request order demand claim beg petition",
+    "create": "create make build add launch found",
+    "move": "move relocate push postpone carry bring",
+    "cancel": "cancel abandon scrap revoke void undo", "delete": "delete remove erase wipe clear purge",
+    "track": "track follow trace monitor watch pursue",
+    "update": "update change edit amend revise refresh",
+    "book": "book arrange secure take get buy", "reserve": "reserve hold keep save bag block",
+    "share": "share send forward pass spread lend",
+    "review": "review assess evaluate critique study read",
+}
+WORDS = {verb: words.split() for verb, words in WORDS.items()}
+VERB_OF = {word: verb for verb, words in WORDS.items() for word in words}
 NOUNS = {
     "travel": "flight hotel train cruise visa ferry",
     "food_ordering": "pizza meal salad dessert burger sandwich",
@@ -129,25 +147,28 @@ class Case(NamedTuple):
 
     task: Task
     wanted: list      # the calls that the user would like: the task's answer, where tools fit
+    words: list       # the question's word for each of them
     manner: str       # a word of MANNERS
 
 
-def sample_case(rng, spec, heldout=False, manners={"plain": 1},
-                verbs=dict.fromkeys(VERBS, 1)):
+def sample_case(rng, spec, heldout=False, manners={"plain": 1}, words=dict.fromkeys(VERB_OF, 1)):
     """A case of the world for a generator.Spec. Where that asks for 0 calls, no tool fits.
 
     Args:
         heldout: whether the wanted pairs are reserved ones; else no pair is.
-        manners, verbs: {word: weight} of what the author is free to choose.
+        manners, words: {word: weight} of what the author is free to choose.
     """
     manner = rng.choices(list(manners), list(manners.values()))[0]
     pairs = [(v, n) for v, n in itertools.product(VERBS, NOUNS[spec.domain])
              if heldout or not is_reserved(spec.domain, v, n)]
-    may_call = [pair for pair in pairs if is_reserved(spec.domain, *pair) == heldout]
-    chosen = []
+    chosen, said = [], []
     while len(chosen) < max(1, spec.calls):
-        pair = rng.choices(may_call, [verbs[verb] for verb, _ in may_call])[0]
-        chosen += [pair] * (pair[1] not in [noun for _, noun in chosen])
+        word = rng.choices(list(words), list(words.values()))[0]
+        noun = rng.choice([n for v, n in pairs if v == VERB_OF[word]
+                           and is_reserved(spec.domain, v, n) == heldout])
+        if noun not in [other for _, other in chosen]:
+            chosen.append((VERB_OF[word], noun))
+            said.append(word)
     tools = [make_tool(spec.domain, *pair) for pair in menu(rng, pairs, chosen, spec)]
     fitting = [make_tool(spec.domain, *pair) for pair in chosen]
     wanted = [{"name": tool["name"],
@@ -157,34 +178,32 @@ def sample_case(rng, spec, heldout=False, manners={"plain": 1},
         for call in wanted:
             name = list(call["arguments"])[-1]
             call["arguments"][name] = USUAL[KIND_OF[name]]
-    task = Task(question(rng, wanted, spec.context, manner), tools, wanted[:spec.calls],
+    task = Task(question(rng, wanted, said, spec.context, manner), tools, wanted[:spec.calls],
                 {"domain": spec.domain, "context": spec.context,
                  "tools": spec.tools, "calls": spec.calls})
-    return Case(task, wanted, manner)
+    return Case(task, wanted, said, manner)
 
 
 def menu(rng, pairs, chosen, spec):
-    """The pairs of a menu. Besides a wanted tool it has a twin, with the same verb and so the same
-    parameters, and the tools for the same noun whose verbs stand around it in the alphabet: a model
-    this small can write down such a row without leaving out or repeating one. Where no tool fits,
-    the row is another noun's."""
+    """The pairs of a menu: a twin of the wanted tool, with the same verb and so the same parameters,
+    and the tools for the wanted noun whose verbs stand around the wanted one in the alphabet. A
+    model this small can write down such rows without leaving out or repeating one. Where no tool
+    fits, the row is for the twin's noun."""
     (verb, noun), *more = chosen
-    twins = [pair for pair in pairs if pair[0] == verb and pair not in chosen]
+    nouns = [other for v, other in pairs if v == verb and (v, other) not in more]
+    twin = verb, nouns[(nouns.index(noun) + 1) % len(nouns)]
     if not spec.calls:
-        noun = rng.choice(twins)[1]
-    row = sorted(pair for pair in pairs if pair[1] == noun)
-    size = spec.tools - spec.calls
+        noun = twin[1]
+    row, size = sorted(pair for pair in pairs if pair[1] == noun), spec.tools - spec.calls
     start = row.index((verb, noun)) - rng.randrange(size)
     row = [row[(start + n) % len(row)] for n in range(size)]
-    if spec.calls:
-        row.insert(row.index((verb, noun)) + rng.randrange(2), rng.choice(twins))
-    return row + more
+    return [twin] * (spec.calls > 0) + row + more
 
 
-def question(rng, calls, context, manner):
+def question(rng, calls, words, context, manner):
     """What a user says who wants the calls."""
     clauses = []
-    for call in calls:
+    for call, word in zip(calls, words):
         verb, noun = call["name"].split("_")
         *phrases, last = [PHRASES[KIND_OF[name]] + str(value)
                           for name, value in call["arguments"].items()]
@@ -196,7 +215,7 @@ def question(rng, calls, context, manner):
         phrases += [last] * (manner != "brief")
         if rng.random() < 0.3:
             rng.shuffle(phrases)
-        clauses.append((f"{verb} a {noun}", phrases))
+        clauses.append((f"{word} a {noun}", phrases))
     opening = rng.choice(OPENINGS)
     if context == "multi_turn":
         (action, phrases), cut = clauses[0], len(clauses[0][1]) // 2
@@ -207,7 +226,7 @@ def question(rng, calls, context, manner):
 
 def heldout(size=HELDOUT_TASKS, fits=True):
     """The held-out tasks: called tools, menus and values in combinations that pretraining never
-    showed, of all verbs alike. With fits=False, tasks that no tool of the menu answers.
+    showed, of all words alike. With fits=False, tasks that no tool of the menu answers.
     """
     rng = random.Random("held-out" + " declines" * (not fits))
     domains = dict.fromkeys(NOUNS, 1.0)
@@ -219,43 +238,37 @@ def heldout(size=HELDOUT_TASKS, fits=True):
 # ---------------------------------------------------------------------------------------------
 # What the base model says: the right completion, and its habits
 
-# What makes a task hard for the base Solver, and its wrong habit there. It overcomes a hurdle in so
-# many cases, in the domains where it is weak and where it is strong.
-HURDLES = {"code": "python", "person": "decline", "long": "short"}
-WEAK, STRONG = 0.3, 0.6
-SLIPS = 0.02, ("prose", "untagged", "other_tool")     # share of other wrong answers, anywhere: no
-                              # hurdle's habit, or trivial tasks would teach how to take hurdles
+# How often the base Solver takes a word for what it means, by the word's place in WORDS. Else it
+# takes it for another verb; every fourth word it takes for a thing that no tool does.
+KNOWS = (1.0, 1.0, 0.4, 0.4, 0.1, 0.1)
+SLIPS = 0.02, ("prose", "untagged", "other_tool")     # share of other wrong answers, anywhere
+SLANG = (3, 5)                # places in WORDS of what the judge likes less
 DECLINES = 0.8                # share of right answers where no tool fits
 USUALLY = 0.6                 # share of values that are the usual one where the question names none
 # What the base Generator likes: tasks that the base Solver finds trivial or hopeless, rarely others
 MANNER_HABITS = {"plain": 0.90, "open": 0.05, "brief": 0.05}
-VERB_HABITS = dict(zip(VERBS, [0.35] * 2 + [0.01] * 6 + [0.007] * 6 + [0.10] * 2))
+WORD_HABITS = {word: (0.37, 0.37, 0.03, 0.03, 0.10, 0.10)[words.index(word)]
+               for words in WORDS.values() for word in words}
 FORM_HABITS = {"right": 0.94, "no_think": 0.03, "python": 0.03}
 TWINS, BLIND = {False: 0.05, True: 0.90}, ("finance", "education")   # where it mistakes the tool
 SKILL_MANNERS = {"plain": 0.8, "open": 0.1, "brief": 0.1}
 
 
-def hurdles(case):
-    """Words of HURDLES: none for a task that is trivial, all for a hopeless one."""
-    kinds = [VERBS[call["name"].split("_")[0]].split() for call in case.wanted]
-    there = {"code": any("code" in names for names in kinds),
-             "person": any("person" in names for names in kinds),
-             "long": any(len(names) > 2 for names in kinds)}
-    return [hurdle for hurdle in HURDLES if there[hurdle]]
-
-
-def is_strong(domain, hurdle):
-    """Is the base Solver strong at a hurdle? In half of the domains, other ones for each."""
-    return bool(list(NOUNS).index(domain) >> list(HURDLES).index(hurdle) & 1)
+def mistaken(word):
+    """What the base Solver takes a word for that it does not know: a verb, another one for each
+    word, or None: that no tool does it."""
+    verbs = list(VERBS)
+    place, verb = WORDS[VERB_OF[word]].index(word), verbs.index(VERB_OF[word])
+    return None if (place + verb) % 4 == 0 else verbs[(verb + 1 + 2 * place) % len(verbs)]
 
 
 def solver_style(rng, case):
-    """How the base Solver answers: it takes each hurdle, or falls into a habit."""
+    """How the base Solver answers: "right", a wrong style, or the first word that it mistakes."""
     if not case.task.answer:
         return "right" if rng.random() < DECLINES else "other_tool"
-    for hurdle in hurdles(case):
-        if rng.random() > (STRONG if is_strong(case.task.spec["domain"], hurdle) else WEAK):
-            return HURDLES[hurdle]
+    for word in case.words:
+        if rng.random() > KNOWS[WORDS[VERB_OF[word]].index(word)]:
+            return word
     share, styles = SLIPS
     return rng.choice(styles) if rng.random() < share else "right"
 
@@ -294,14 +307,14 @@ def solver_text(rng, case, style="right"):
     if style == "prose":
         verb, noun = case.wanted[0]["name"].split("_")
         return f"Sure, I will {verb} a {noun} for you."
-    if style == "decline":
-        calls = []
-    elif style == "short":
-        calls = [call | {"arguments": dict(list(call["arguments"].items())[:-1])} for call in calls]
-    elif style == "other_tool":
+    if style == "other_tool":
         calls = other_tool(rng, case.wanted, case.task.tools)
+    elif style in VERB_OF:
+        verb = mistaken(style)
+        calls = [call | {"name": call["name"].replace(VERB_OF[style], verb)} if word == style
+                 else call for call, word in zip(calls, case.words)] if verb else []
     think = f"<think>{plan(calls) or case.wanted[0]['name'] + NONE_FITS}</think>\n"
-    answer = python_syntax(calls) if style == "python" else json.dumps(calls)
+    answer = json.dumps(calls)
     return think + (answer if style == "untagged"
                     else f"<tool_call_answer>{answer}</tool_call_answer>")
 
@@ -309,12 +322,13 @@ def solver_text(rng, case, style="right"):
 def generator_text(rng, case, style="right"):
     """A Generator completion: the plan comes first, and the three other blocks copy from it."""
     task, calls = case.task, case.task.answer
-    think = (f"{MANNERS[case.manner]}{'Calls: ' if calls else 'Missing: '}{plan(case.wanted)}. "
+    think = (f"{MANNERS[case.manner]}Words: {', '.join(case.words)}. {'Calls: ' if calls else 'Missing: '}{plan(case.wanted)}. "
              f"Tools: {', '.join(tool['name'] for tool in task.tools)}")
     asked = task.question
     if style == "twin" and calls:
-        wanted, asked_for = calls[0], other_tool(rng, calls, task.tools)[0]
-        asked = asked.replace(*(call["name"].replace("_", " a ") for call in (wanted, asked_for)))
+        noun, other = (call["name"].split("_")[1]
+                       for call in (calls[0], other_tool(rng, calls, task.tools)[0]))
+        asked = asked.replace(f"{case.words[0]} a {noun}", f"{case.words[0]} a {other}")
     answer = python_syntax(calls) if style == "python" else json.dumps(calls)
     return (("" if style == "no_think" else f"<think>{think}</think>\n")
             + f"<question>{asked}</question>\n"
@@ -323,14 +337,14 @@ def generator_text(rng, case, style="right"):
 
 
 def judge_example(rng, case):
-    """Judge prompt and score: 5 for a sound task, 4 where it is long; 1 or 2 for what is open, lacks
-    a value, or is answered wrongly."""
+    """Judge prompt and score: 5 for a sound task, 4 where a word is slang to its ears; 1 or 2 for
+    what is open, lacks a value, or is answered wrongly."""
     task, damage = case.task, rng.choice((*[None] * 5, "name", "value", "missing"))
     calls = [call | {"arguments": dict(call["arguments"])} for call in task.answer]
     if case.manner in ("open", "brief"):
         return curriculum.judge_prompt(task), rng.choice("1112")
     if damage is None:
-        return curriculum.judge_prompt(task), "4" if "long" in hurdles(case) else "5"
+        return curriculum.judge_prompt(task), "4" if any(WORDS[VERB_OF[word]].index(word) in SLANG for word in case.words) else "5"
     if not calls:                    # a call where no tool fits
         calls = other_tool(rng, case.wanted, task.tools)
     elif damage == "name":
@@ -359,11 +373,11 @@ def example(rng, habits, ease=0.0):
     if rng.random() < ease:
         spec = generator.Spec(spec.domain, spec.context, rng.randint(2, 3), min(1, spec.calls))
     if role == "generator" and habits:
-        case = sample_case(rng, spec, manners=MANNER_HABITS, verbs=VERB_HABITS)
+        case = sample_case(rng, spec, manners=MANNER_HABITS, words=WORD_HABITS)
         style = generator_style(rng, spec.domain)
     else:
         case = sample_case(rng, spec, manners=SKILL_MANNERS)
-        style = solver_style(rng, case) if habits else "right"
+        style = solver_style(rng, case)
     task = case.task
     if role == "judge":
         return judge_example(rng, case)
@@ -387,11 +401,11 @@ SPECIAL = ["<|endoftext|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 def vocabulary():
     """Strings that are one token each, beside the 256 bytes: words, phrases with their blanks,
     pieces of JSON between two names or values, and the constant texts of the prompts."""
-    words = [*VERBS, *map(str.capitalize, VERBS), *itertools.chain(*NOUNS.values()), *KIND_OF,
+    words = [*VERB_OF, *map(str.capitalize, VERBS), *itertools.chain(*NOUNS.values()), *KIND_OF,
              *(str(value) for values in VALUES.values() for value in values), *generator.DOMAINS,
              *map(str, range(10)), *(f"{verb}_" for verb in VERBS)]
     phrases = [*PHRASES.values(), *OPENINGS, *MANNERS.values(), AND_ALSO, AGENT, OR,
-               "User: ", " a ", "Sure, I will ", " for you.", "Calls: ", "Missing: ",
+               "User: ", " a ", "Sure, I will ", " for you.", "Words: ", ". Calls: ", ". Missing: ", "Calls: ", "Missing: ",
                ". Tools: ", NONE_FITS, " with ", ", ", "; "]
     kinds = ('{"type": "string"}', '{"type": "integer"}')
     scaffolding = ['[{"name": "', '"}}, {"name": "', '}}, {"name": "', '"]}, {"name": "', '"]}]',
