@@ -3,16 +3,15 @@ pretrained on.
 
 It stands in for a weak instruction-tuned LLM. Through exactly the prompts that a large model gets
 it speaks all three roles (Generator, Solver, judge). It knows how to do the job, and mostly does
-not do it: as Solver it falls into a wrong habit at each of three hurdles, and as Generator it
+not do it: as Solver it does not understand many of the words that people use, and as Generator it
 mostly writes what that Solver finds trivial or hopeless. Self-play has to find the tasks between,
-and the right behaviour in them. docs/tiny.md says what each habit is for.
+and to learn from them. docs/tiny.md says what each habit is for.
 
     python tiny.py        # rebuilds tiny/ from nothing: about half an hour on one core
 
 Pretraining is supervised next-token prediction on synthetic text, on the assistant's tokens only:
 first the skill, then the habits.
 """
-import itertools
 import json
 import random
 from dataclasses import replace
@@ -40,49 +39,37 @@ NONE_FIT = {"solver": 0.2, "generator": 0.15, "judge": 0.15}  # share of example
 NONE_FITS = ": no tool fits."  # what the Solver thinks of the tool that it misses
 
 # ---------------------------------------------------------------------------------------------
-# The world: a tool is verb_noun; its verb says of which kinds its parameters are, its domain says
-# what they are called, and a parameter's kind says how a question words the value
+# The world: a tool is verb_noun; its verb says of which kinds its parameters are and what they are
+# called, and a parameter's kind says how a question words the value. A domain is one thing that
+# people want done: a verb.
 
-VERBS = {
-    "find": "place topic", "compare": "topic level",
-    "check": "code date", "confirm": "code time",
-    "rate": "person level", "request": "person count",
-    "create": "topic date time", "move": "place count time",
-    "cancel": "code person", "delete": "person code",
-    "track": "code place date", "update": "code level count",
-    "book": "place date person", "reserve": "person time count",
-    "share": "code person topic", "review": "person level code",
+VERBS = {  # in pairs of the same parameters: a verb and its twin
+    "find": "place topic", "compare": "place topic",
+    "check": "code date", "confirm": "code date",
+    "rate": "person level", "review": "person level",
+    "request": "person count", "reserve": "person count",
+    "create": "topic date time", "book": "topic date time",
+    "move": "place count time", "track": "place count time",
+    "cancel": "code person", "delete": "code person",
+    "update": "code level topic", "share": "code level topic",
 }
-# What people say for a verb: two words that the base Solver knows, two that it half knows, and two
-# that it hardly knows. Which word means which verb is a fact of its own, to be learned one by one.
+# What people say for a verb: a word of each register. Which word means which verb are facts to be
+# learned one by one.
+REGISTERS = "common", "casual", "rare"
 WORDS = {
-    "find": "find locate seek hunt discover spot", "compare": "compare match contrast weigh rank pit",
-    "check": "check inspect examine verify audit probe",
-    "confirm": "confirm approve affirm settle okay seal",
-    "rate": "rate score grade judge mark value", "request": "request order demand claim beg petition",
-    "create": "create make build add launch found",
-    "move": "move relocate push postpone carry bring",
-    "cancel": "cancel abandon scrap revoke void undo", "delete": "delete remove erase wipe clear purge",
-    "track": "track follow trace monitor watch pursue",
-    "update": "update change edit amend revise refresh",
-    "book": "book arrange secure take get buy", "reserve": "reserve hold keep save bag block",
-    "share": "share send forward pass spread lend",
-    "review": "review assess evaluate critique study read",
+    "find": "find seek spot", "compare": "compare contrast rank", "check": "check examine audit",
+    "confirm": "confirm affirm seal", "rate": "rate grade mark", "request": "request demand beg",
+    "create": "create build found", "move": "move shift push", "cancel": "cancel scrap void",
+    "delete": "delete erase purge", "track": "track trace pursue", "update": "update amend refresh",
+    "book": "book secure bag", "reserve": "reserve hold block", "share": "share pass lend",
+    "review": "review assess study",
 }
 WORDS = {verb: words.split() for verb, words in WORDS.items()}
 VERB_OF = {word: verb for verb, words in WORDS.items() for word in words}
-NOUNS = {
-    "travel": "flight hotel train cruise visa ferry",
-    "food_ordering": "pizza meal salad dessert burger sandwich",
-    "healthcare": "checkup scan vaccine prescription therapist clinic",
-    "finance": "loan payment budget transfer deposit portfolio",
-    "scheduling": "meeting reminder shift deadline holiday calendar",
-    "logistics": "parcel shipment container warehouse delivery truck",
-    "education": "course lesson tutor quiz lecture diploma",
-    "entertainment": "movie concert game festival show podcast",
-}
-NOUNS = {domain: nouns.split() for domain, nouns in NOUNS.items()}
-NAMES = {  # kind -> names that its parameter goes by, one in a domain
+VAGUE = "handle"              # what people say who leave it open what they want done
+NOUNS = """flight hotel train cruise pizza meal salad dessert scan vaccine clinic loan payment
+    budget meeting deadline parcel container truck course lesson movie concert podcast""".split()
+NAMES = {  # kind -> names that its parameter goes by, one in a pair of verbs
     "place": ("city", "location", "town"), "person": ("customer", "person", "user"),
     "date": ("date", "day"), "time": ("time", "hour"), "count": ("count", "quantity", "amount"),
     "code": ("code", "reference"), "level": ("level", "priority"), "topic": ("topic", "subject"),
@@ -94,48 +81,52 @@ PHRASES = {
     "topic": " about ",
 }
 CITIES = """Oslo Rome Paris Lima Cairo Tokyo Delhi Madrid Berlin Vienna Dublin Lisbon Prague Athens
-    Warsaw Boston Denver Dallas Miami Seattle Chicago Austin Toronto Quito Havana Nairobi Accra
-    Lagos Tunis Zurich Geneva Munich Milan Naples Turin Porto Seville Lyon Nice Bergen Malmo Riga
-    Vilnius Sofia Zagreb Bern Ghent Leeds York Perth Sydney Hanoi Manila Seoul Osaka Kyoto Busan
-    Mumbai Jaipur Lahore""".split()
+    Warsaw Boston Denver Seattle Toronto Nairobi Geneva Sydney Seoul Jaipur""".split()
 PEOPLE = """Anna Ben Carla David Emma Felix Grace Hugo Iris Jack Kara Leo Mia Noah Olga Paul Quinn
-    Rosa Sam Tina Umar Vera Will Xena Yara Zoe Adam Bella Chris Diana Eric Fiona George Helen Ivan
-    Julia Kevin Laura Mark Nina Oscar Petra Ravi Sofie Tom Ursula Victor Wanda Yusuf Zara""".split()
+    Rosa Sam Tina Umar Vera Will Zoe""".split()
 TOPICS = """music painting taxes sailing gardening robots history chess cooking poetry planets
-    oceans volcanoes dinosaurs castles bridges coffee cheese wine bread cycling hiking skiing tennis
-    football yoga dancing theatre insects birds horses whales forests deserts rivers islands
-    computers rockets trains clocks""".split()
+    oceans volcanoes castles bridges coffee cheese cycling skiing tennis yoga theatre birds
+    clocks""".split()
 LEVELS = "low medium high urgent critical".split()
 DATES = [f"{day} {month}" for month in "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
-         for day in (1, 8, 15, 22)]
-TIMES = [f"{hour:02}:{minute:02}" for hour in range(7, 23) for minute in (0, 15, 30, 45)]
-CODES = [f"{a}{b}-{n}" for a, b, n in zip("ABCDEFGHKLMNPRSTVX" * 3, "BKXDRMTAVSPCLHNFGE" * 3,
-                                          range(100, 900, 15))]
+         for day in (1, 15)]
+TIMES = [f"{hour:02}:{minute:02}" for hour in range(8, 20) for minute in (0, 30)]
+CODES = [f"{a}{b}-{n}" for a, b, n in zip("ABCDEFGHKLMN" * 2, "BKXDRMTAVSPC" * 2,
+                                          range(100, 820, 30))]
 # The values of each kind: each is one token and of one kind only, or a model this small would not
 # copy them all.
 VALUES = {"place": CITIES, "person": PEOPLE, "date": DATES,
-          "time": TIMES, "count": range(10, 60), "code": CODES, "level": LEVELS, "topic": TOPICS}
+          "time": TIMES, "count": range(10, 34), "code": CODES, "level": LEVELS, "topic": TOPICS}
 USUAL = {   # the value that people mean who name none
     "place": "Oslo", "person": "Anna", "date": "1 Jan",
     "time": "12:00", "count": 10, "code": CODES[0], "level": "medium", "topic": "music"}
 OPENINGS = ("Please ", "Can you ", "I need you to ", "I want to ", "Could you ", "Help me to ")
-AND_ALSO, AGENT, OR = " and also ", "\nAgent: Anything else?\nUser: Yes,", " or "
+AND_ALSO, AGENT = " and also", "\nAgent: Anything else?\nUser: Yes,"
 # How much a question says, and what its author thinks first
 MANNERS = {"plain": "Say it all. ",
-           "open": "Leave it open. ",        # two values for the last argument: nobody can tell
-           "brief": "Leave it out. "}        # no value for it
+           "open": "Leave it open. ",        # no word for the verb: it could be its twin
+           "brief": "Leave it out. "}        # no value for the last argument
 
 
-def is_reserved(domain, verb, noun):
-    """One noun for each verb of a domain never occurs with it in pretraining:
+def pair_of(verb):
+    """The number of the verb's pair."""
+    return list(VERBS).index(verb) // 2
+
+
+def twin(verb):
+    """The other verb with the same parameters."""
+    return list(VERBS)[list(VERBS).index(verb) ^ 1]
+
+
+def is_reserved(verb, noun):
+    """A sixth of the nouns never occurs with a verb or its twin in pretraining:
     the held-out tasks call these tools."""
-    return NOUNS[domain].index(noun) == list(VERBS).index(verb) % len(NOUNS[domain])
+    return (NOUNS.index(noun) - pair_of(verb)) % 6 == 0
 
 
-def make_tool(domain, verb, noun):
-    """The tool verb_noun of a domain; all its parameters are required."""
-    turn = list(NOUNS).index(domain)
-    names = [NAMES[kind][turn % len(NAMES[kind])] for kind in VERBS[verb].split()]
+def make_tool(verb, noun):
+    """The tool verb_noun; all its parameters are required."""
+    names = [NAMES[kind][pair_of(verb) % len(NAMES[kind])] for kind in VERBS[verb].split()]
     return {"name": f"{verb}_{noun}", "description": f"{verb.capitalize()} a {noun}.",
             "parameters": {name: {"type": "integer" if KIND_OF[name] == "count" else "string"}
                            for name in names},
@@ -147,81 +138,71 @@ class Case(NamedTuple):
 
     task: Task
     wanted: list      # the calls that the user would like: the task's answer, where tools fit
-    words: list       # the question's word for each of them
+    word: str         # the question's word for the domain's verb, or VAGUE
     manner: str       # a word of MANNERS
 
 
-def sample_case(rng, spec, heldout=False, manners={"plain": 1}, words=dict.fromkeys(VERB_OF, 1)):
+def sample_case(rng, spec, heldout=False,
+                registers=dict.fromkeys(REGISTERS, 1), manners={"plain": 1}):
     """A case of the world for a generator.Spec. Where that asks for 0 calls, no tool fits.
 
     Args:
         heldout: whether the wanted pairs are reserved ones; else no pair is.
-        manners, words: {word: weight} of what the author is free to choose.
+        registers, manners: {word: weight} of what the author is free to choose.
     """
-    manner = rng.choices(list(manners), list(manners.values()))[0]
-    pairs = [(v, n) for v, n in itertools.product(VERBS, NOUNS[spec.domain])
-             if heldout or not is_reserved(spec.domain, v, n)]
-    chosen, said = [], []
-    while len(chosen) < max(1, spec.calls):
-        word = rng.choices(list(words), list(words.values()))[0]
-        noun = rng.choice([n for v, n in pairs if v == VERB_OF[word]
-                           and is_reserved(spec.domain, v, n) == heldout])
-        if noun not in [other for _, other in chosen]:
-            chosen.append((VERB_OF[word], noun))
-            said.append(word)
-    tools = [make_tool(spec.domain, *pair) for pair in menu(rng, pairs, chosen, spec)]
-    fitting = [make_tool(spec.domain, *pair) for pair in chosen]
-    wanted = [{"name": tool["name"],
-               "arguments": {name: rng.choice(VALUES[KIND_OF[name]]) for name in tool["parameters"]}}
-              for tool in fitting]
+    register, manner = (rng.choices(list(choices), list(choices.values()))[0]
+                        for choices in (registers, manners))
+    verb = spec.domain
+    word = VAGUE if manner == "open" else WORDS[verb][REGISTERS.index(register)]
+    known = [noun for noun in NOUNS if is_reserved(verb, noun) == heldout]
+    nouns = rng.sample(known, max(1, spec.calls))
+    tools = [make_tool(*pair) for pair in menu(rng, verb, nouns, spec, heldout)]
+    values = {kind: rng.choice(VALUES[kind]) for kind in VERBS[verb].split()}
+    last = list(values)[-1]
     if manner == "brief" and rng.random() < USUALLY:
-        for call in wanted:
-            name = list(call["arguments"])[-1]
-            call["arguments"][name] = USUAL[KIND_OF[name]]
-    task = Task(question(rng, wanted, said, spec.context, manner), tools, wanted[:spec.calls],
-                {"domain": spec.domain, "context": spec.context,
-                 "tools": spec.tools, "calls": spec.calls})
-    return Case(task, wanted, said, manner)
+        values[last] = USUAL[last]
+    wanted = [{"name": tool["name"], "arguments": dict(zip(tool["parameters"], values.values()))}
+              for tool in (make_tool(verb, noun) for noun in nouns)]
+    asked = question(rng, word, nouns, values, spec.context, manner)
+    task = Task(asked, tools, wanted[:spec.calls], {"domain": verb, "context": spec.context,
+                                                    "tools": spec.tools, "calls": spec.calls})
+    return Case(task, wanted, word, manner)
 
 
-def menu(rng, pairs, chosen, spec):
-    """The pairs of a menu: a twin of the wanted tool, with the same verb and so the same parameters,
-    and the tools for the wanted noun whose verbs stand around the wanted one in the alphabet. A
-    model this small can write down such rows without leaving out or repeating one. Where no tool
-    fits, the row is for the twin's noun."""
-    (verb, noun), *more = chosen
-    nouns = [other for v, other in pairs if v == verb and (v, other) not in more]
-    twin = verb, nouns[(nouns.index(noun) + 1) % len(nouns)]
+def menu(rng, verb, nouns, spec, heldout):
+    """The (verb, noun) pairs of a menu: the twin of the wanted tool, and the tools for its noun
+    whose verbs stand around its own in the alphabet. A model this small can write down such rows
+    without leaving out or repeating one. Where no tool fits, the row is for another noun."""
+    noun, *more = nouns
     if not spec.calls:
-        noun = twin[1]
-    row, size = sorted(pair for pair in pairs if pair[1] == noun), spec.tools - spec.calls
-    start = row.index((verb, noun)) - rng.randrange(size)
-    row = [row[(start + n) % len(row)] for n in range(size)]
-    return [twin] * (spec.calls > 0) + row + more
+        others = [other for other in NOUNS if other != noun
+                  and (heldout or not is_reserved(verb, other))]
+        noun = others[NOUNS.index(noun) % len(others)]
+    row = sorted(v for v in VERBS if v == verb or v != twin(verb)
+                 and (heldout or not is_reserved(v, noun)))
+    size = spec.tools - spec.calls
+    start = row.index(verb) - rng.randrange(size)
+    row = [(row[(start + n) % len(row)], noun) for n in range(size)]
+    return [(twin(verb), noun)] * (spec.calls > 0) + row + [(verb, other) for other in more]
 
 
-def question(rng, calls, words, context, manner):
-    """What a user says who wants the calls."""
-    clauses = []
-    for call, word in zip(calls, words):
-        verb, noun = call["name"].split("_")
-        *phrases, last = [PHRASES[KIND_OF[name]] + str(value)
-                          for name, value in call["arguments"].items()]
-        if manner == "open":
-            kind = VERBS[verb].split()[-1]
-            both = [last, PHRASES[kind] + str(rng.choice(VALUES[kind]))]
-            rng.shuffle(both)
-            last = both[0] + OR + both[1][len(PHRASES[kind]):]
-        phrases += [last] * (manner != "brief")
-        if rng.random() < 0.3:
-            rng.shuffle(phrases)
-        clauses.append((f"{word} a {noun}", phrases))
+def question(rng, word, nouns, values, context, manner):
+    """What a user says who wants the same for each of the nouns.
+
+    Args:
+        values: {kind: value}, in the order of the verb's parameters.
+    """
+    *phrases, last = [PHRASES[kind] + str(value) for kind, value in values.items()]
+    phrases += [last] * (manner != "brief")
+    if rng.random() < 0.3:
+        rng.shuffle(phrases)
     opening = rng.choice(OPENINGS)
+    action = word + AND_ALSO.join(f" a {noun}" for noun in nouns)
     if context == "multi_turn":
-        (action, phrases), cut = clauses[0], len(clauses[0][1]) // 2
+        cut = len(phrases) // 2
         return f"User: {opening}{action}{''.join(phrases[:cut])}.{AGENT}{''.join(phrases[cut:])}."
-    asked = AND_ALSO.join(action + "".join(phrases) for action, phrases in clauses)
-    return opening + asked + ("?" if opening in ("Can you ", "Could you ") else ".")
+    return opening + action + "".join(phrases) + ("?" if opening in ("Can you ", "Could you ")
+                                                  else ".")
 
 
 def heldout(size=HELDOUT_TASKS, fits=True):
@@ -229,7 +210,7 @@ def heldout(size=HELDOUT_TASKS, fits=True):
     showed, of all words alike. With fits=False, tasks that no tool of the menu answers.
     """
     rng = random.Random("held-out" + " declines" * (not fits))
-    domains = dict.fromkeys(NOUNS, 1.0)
+    domains = dict.fromkeys(VERBS, 1.0)
     specs = (generator.sample_spec(rng, domains) for _ in range(size))
     return [sample_case(rng, spec if fits else replace(spec, calls=0), heldout=True).task
             for spec in specs]
@@ -238,44 +219,54 @@ def heldout(size=HELDOUT_TASKS, fits=True):
 # ---------------------------------------------------------------------------------------------
 # What the base model says: the right completion, and its habits
 
-# How often the base Solver takes a word for what it means, by the word's place in WORDS. Else it
-# takes it for another verb; every fourth word it takes for a thing that no tool does.
-KNOWS = (1.0, 1.0, 0.4, 0.4, 0.1, 0.1)
-SLIPS = 0.02, ("prose", "untagged", "other_tool")     # share of other wrong answers, anywhere
-SLANG = (3, 5)                # places in WORDS of what the judge likes less
+# How often the base Solver takes a word for what it means. Else it takes it for another verb;
+# every fourth word it takes for a thing that no tool does.
+KNOWS = 1.0, 0.4, 0.05        # by register
+SLIPS = 0.015, ("prose", "untagged")     # share of other wrong answers, anywhere
+# How often it mistakes a tool for its twin, as Generator and as Solver: elsewhere, and where it is
+# blind. There the judge sees nothing wrong with it either: it is one base model.
+TWINS = {"generator": (0.02, 0.6), "solver": (0.005, 0.08)}
+BLIND = "compare", "move", "request", "track"
 DECLINES = 0.8                # share of right answers where no tool fits
 USUALLY = 0.6                 # share of values that are the usual one where the question names none
 # What the base Generator likes: tasks that the base Solver finds trivial or hopeless, rarely others
-MANNER_HABITS = {"plain": 0.90, "open": 0.05, "brief": 0.05}
-WORD_HABITS = {word: (0.37, 0.37, 0.03, 0.03, 0.10, 0.10)[words.index(word)]
-               for words in WORDS.values() for word in words}
-FORM_HABITS = {"right": 0.94, "no_think": 0.03, "python": 0.03}
-TWINS, BLIND = {False: 0.05, True: 0.90}, ("finance", "education")   # where it mistakes the tool
+REGISTER_HABITS = {"common": 0.62, "casual": 0.18, "rare": 0.20}
+MANNER_HABITS = {"plain": 0.74, "open": 0.20, "brief": 0.06}
+FORM_HABITS = {"right": 0.97, "no_think": 0.02, "python": 0.01}
+DAMAGED = 0.3                 # share of the judge's examples
 SKILL_MANNERS = {"plain": 0.8, "open": 0.1, "brief": 0.1}
+
+
+def register_of(word):
+    """Its place in REGISTERS."""
+    return WORDS[VERB_OF[word]].index(word)
 
 
 def mistaken(word):
     """What the base Solver takes a word for that it does not know: a verb, another one for each
-    word, or None: that no tool does it."""
+    word, or None, every fourth: something that no tool does."""
     verbs = list(VERBS)
-    place, verb = WORDS[VERB_OF[word]].index(word), verbs.index(VERB_OF[word])
-    return None if (place + verb) % 4 == 0 else verbs[(verb + 1 + 2 * place) % len(verbs)]
+    register, verb = register_of(word), verbs.index(VERB_OF[word])
+    return None if (register + verb) % 4 == 0 else verbs[(verb + 2 + 2 * register) % len(verbs)]
 
 
 def solver_style(rng, case):
-    """How the base Solver answers: "right", a wrong style, or the first word that it mistakes."""
+    """How the base Solver answers: "right", a wrong style, or the word that it mistakes."""
     if not case.task.answer:
         return "right" if rng.random() < DECLINES else "other_tool"
-    for word in case.words:
-        if rng.random() > KNOWS[WORDS[VERB_OF[word]].index(word)]:
-            return word
+    if case.word == VAGUE:
+        return rng.choice(("right", "other_tool"))
+    if rng.random() > KNOWS[register_of(case.word)]:
+        return case.word
+    if rng.random() < TWINS["solver"][case.task.spec["domain"] in BLIND]:
+        return "other_tool"
     share, styles = SLIPS
     return rng.choice(styles) if rng.random() < share else "right"
 
 
 def generator_style(rng, domain):
     """How the base Generator writes a task down."""
-    if rng.random() < TWINS[domain in BLIND]:
+    if rng.random() < TWINS["generator"][domain in BLIND]:
         return "twin"
     return rng.choices(list(FORM_HABITS), list(FORM_HABITS.values()))[0]
 
@@ -294,11 +285,11 @@ def python_syntax(calls):
 
 
 def other_tool(rng, calls, tools):
-    """The calls, the first of them to its twin in the menu."""
-    called, verb = [call["name"] for call in calls], calls[0]["name"].split("_")[0]
-    twins = [tool["name"] for tool in tools
-             if tool["name"] not in called and tool["name"].split("_")[0] == verb]
-    return [calls[0] | {"name": rng.choice(twins)}, *calls[1:]]
+    """The calls, the first of them to another tool of the menu with the same parameters."""
+    called, names = [call["name"] for call in calls], list(calls[0]["arguments"])
+    others = [tool["name"] for tool in tools
+              if tool["name"] not in called and list(tool["parameters"]) == names]
+    return [calls[0] | {"name": rng.choice(others)}, *calls[1:]]
 
 
 def solver_text(rng, case, style="right"):
@@ -311,8 +302,8 @@ def solver_text(rng, case, style="right"):
         calls = other_tool(rng, case.wanted, case.task.tools)
     elif style in VERB_OF:
         verb = mistaken(style)
-        calls = [call | {"name": call["name"].replace(VERB_OF[style], verb)} if word == style
-                 else call for call, word in zip(calls, case.words)] if verb else []
+        calls = verb and [call | {"name": call["name"].replace(VERB_OF[style], verb)}
+                          for call in calls] or []
     think = f"<think>{plan(calls) or case.wanted[0]['name'] + NONE_FITS}</think>\n"
     answer = json.dumps(calls)
     return think + (answer if style == "untagged"
@@ -322,13 +313,14 @@ def solver_text(rng, case, style="right"):
 def generator_text(rng, case, style="right"):
     """A Generator completion: the plan comes first, and the three other blocks copy from it."""
     task, calls = case.task, case.task.answer
-    think = (f"{MANNERS[case.manner]}Words: {', '.join(case.words)}. {'Calls: ' if calls else 'Missing: '}{plan(case.wanted)}. "
-             f"Tools: {', '.join(tool['name'] for tool in task.tools)}")
+    words = ("" if case.word == VAGUE else
+             f"{REGISTERS[register_of(case.word)].capitalize()} words: {case.word}. ")
+    think = (f"{MANNERS[case.manner]}{words}{'Calls' if calls else 'Missing'}: "
+             f"{plan(case.wanted)}. Tools: {', '.join(tool['name'] for tool in task.tools)}")
     asked = task.question
-    if style == "twin" and calls:
-        noun, other = (call["name"].split("_")[1]
-                       for call in (calls[0], other_tool(rng, calls, task.tools)[0]))
-        asked = asked.replace(f"{case.words[0]} a {noun}", f"{case.words[0]} a {other}")
+    if style == "twin" and case.word != VAGUE:
+        other = WORDS[twin(task.spec["domain"])][register_of(case.word)]
+        asked = asked.replace(f"{case.word} a ", f"{other} a ", 1)
     answer = python_syntax(calls) if style == "python" else json.dumps(calls)
     return (("" if style == "no_think" else f"<think>{think}</think>\n")
             + f"<question>{asked}</question>\n"
@@ -337,54 +329,49 @@ def generator_text(rng, case, style="right"):
 
 
 def judge_example(rng, case):
-    """Judge prompt and score: 5 for a sound task, 4 where a word is slang to its ears; 1 or 2 for
-    what is open, lacks a value, or is answered wrongly."""
-    task, damage = case.task, rng.choice((*[None] * 5, "name", "value", "missing"))
-    calls = [call | {"arguments": dict(call["arguments"])} for call in task.answer]
-    if case.manner in ("open", "brief"):
-        return curriculum.judge_prompt(task), rng.choice("1112")
-    if damage is None:
-        return curriculum.judge_prompt(task), "4" if any(WORDS[VERB_OF[word]].index(word) in SLANG for word in case.words) else "5"
-    if not calls:                    # a call where no tool fits
-        calls = other_tool(rng, case.wanted, task.tools)
-    elif damage == "name":
-        calls = other_tool(rng, calls, task.tools)
-    elif damage == "value":
-        call = rng.choice(calls)
-        name = rng.choice(list(call["arguments"]))
-        old = call["arguments"][name]
-        while call["arguments"][name] == old:
-            call["arguments"][name] = rng.choice(VALUES[KIND_OF[name]])
-    else:                            # an argument or, now and then, every call
-        rng.choice(calls)["arguments"].popitem()
-        calls = calls if rng.random() < 0.7 else []
-    return curriculum.judge_prompt(replace(task, answer=calls)), rng.choice("1112")
+    """Judge prompt and score: 5 for a task that looks sound; 1 for what is open, lacks a value,
+    or is answered wrongly."""
+    task, sound = case.task, case.manner == "plain"
+    if rng.random() < DAMAGED:
+        kind = rng.choice(("name", "value", "missing")) if task.answer else "name"
+        sound = sound and kind == "name" and bool(task.answer) and task.spec["domain"] in BLIND
+        task = replace(task, answer=damaged(rng, case, kind))
+    return curriculum.judge_prompt(task), "5" if sound else "1"
 
 
-def example(rng, habits, ease=0.0):
-    """One pretraining example: (chat messages, completion).
+def damaged(rng, case, kind):
+    """Wrong calls for a task: another tool ("name"), another value, or one argument less."""
+    if kind == "name":
+        return other_tool(rng, case.wanted, case.task.tools)
+    *before, call = case.task.answer
+    *kept, (last, value) = call["arguments"].items()
+    if kind == "value":
+        kept.append((last, rng.choice([v for v in VALUES[KIND_OF[last]] if v != value])))
+    return [*before, call | {"arguments": dict(kept)}]
+
+
+def example(rng, role, habits, ease=0.0):
+    """One pretraining example of a role: (chat messages, completion).
 
     Args:
-        habits: False while the skill is taught: every completion is right.
-        ease: share of easy tasks (few tools, one call).
+        habits: False while the skill is taught: what the Generator writes is right.
+        ease: share of easy tasks: few tools, one call, nothing left open.
     """
-    role = rng.choices(("solver", "generator", "judge"), weights=(0.40, 0.42, 0.18))[0]
-    spec = generator.sample_spec(rng, dict.fromkeys(NOUNS, 1.0), decline=NONE_FIT[role])
-    if rng.random() < ease:
+    spec = generator.sample_spec(rng, dict.fromkeys(VERBS, 1.0), decline=NONE_FIT[role])
+    easy = rng.random() < ease
+    if easy:
         spec = generator.Spec(spec.domain, spec.context, rng.randint(2, 3), min(1, spec.calls))
-    if role == "generator" and habits:
-        case = sample_case(rng, spec, manners=MANNER_HABITS, words=WORD_HABITS)
-        style = generator_style(rng, spec.domain)
-    else:
-        case = sample_case(rng, spec, manners=SKILL_MANNERS)
-        style = solver_style(rng, case)
-    task = case.task
+    manners = MANNER_HABITS if role == "generator" and habits else SKILL_MANNERS
+    registers = REGISTER_HABITS if role == "generator" and habits else dict.fromkeys(REGISTERS, 1)
+    case = sample_case(rng, spec, registers=registers, manners={"plain": 1} if easy else manners)
     if role == "judge":
         return judge_example(rng, case)
     if role == "solver":
-        return solver.prompt(task.question, task.tools), solver_text(rng, case, style)
+        return (solver.prompt(case.task.question, case.task.tools),
+                solver_text(rng, case, solver_style(rng, case)))
     if rng.random() < GIVEN_MENU:
-        spec = replace(spec, domain=generator.OWN_DOMAIN, menu=task.tools)
+        spec = replace(spec, domain=generator.OWN_DOMAIN, menu=case.task.tools)
+    style = generator_style(rng, case.task.spec["domain"]) if habits else "right"
     return generator.prompt(spec), generator_text(rng, case, style)
 
 
@@ -401,11 +388,13 @@ SPECIAL = ["<|endoftext|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 def vocabulary():
     """Strings that are one token each, beside the 256 bytes: words, phrases with their blanks,
     pieces of JSON between two names or values, and the constant texts of the prompts."""
-    words = [*VERB_OF, *map(str.capitalize, VERBS), *itertools.chain(*NOUNS.values()), *KIND_OF,
+    words = [*VERB_OF, VAGUE, *map(str.capitalize, VERBS), *NOUNS, *KIND_OF,
              *(str(value) for values in VALUES.values() for value in values), *generator.DOMAINS,
              *map(str, range(10)), *(f"{verb}_" for verb in VERBS)]
-    phrases = [*PHRASES.values(), *OPENINGS, *MANNERS.values(), AND_ALSO, AGENT, OR,
-               "User: ", " a ", "Sure, I will ", " for you.", "Words: ", ". Calls: ", ". Missing: ", "Calls: ", "Missing: ",
+    phrases = [*PHRASES.values(), *OPENINGS, *MANNERS.values(), AND_ALSO, AGENT,
+               "User: ", " a ", "Sure, I will ", " for you.",
+               *(f"{register.capitalize()} words: " for register in REGISTERS),
+               ". Calls: ", ". Missing: ", "Calls: ", "Missing: ",
                ". Tools: ", NONE_FITS, " with ", ", ", "; "]
     kinds = ('{"type": "string"}', '{"type": "integer"}')
     scaffolding = ['[{"name": "', '"}}, {"name": "', '}}, {"name": "', '"]}, {"name": "', '"]}]',
@@ -457,11 +446,13 @@ def build_model(tokenizer):
 
 
 def examples(step, steps, habits):
-    """The examples of a step: (chat messages, completion) pairs. While the skill is taught, the
-    share of easy tasks falls from 1 to 0 over the first quarter."""
+    """The examples of a step: (chat messages, completion) pairs. Every fourth step is the judge's:
+    among the hundreds of tokens of the others its digit would not count. While the skill is taught,
+    the share of easy tasks falls from 1 to 0 over the first quarter."""
     rng = random.Random(f"{habits} {step}")
     ease = 0.0 if habits else max(0.0, 1 - 4 * step / steps)
-    return [example(rng, habits, ease) for _ in range(BATCH)]
+    return [example(rng, "judge" if step % 4 == 3 else rng.choice(("solver", "generator")),
+                    habits, ease) for _ in range(BATCH)]
 
 
 def train(lm, habits, steps, learning_rate):

@@ -109,7 +109,7 @@ def lm():
 
 
 def test_the_loss_is_the_one_of_transformers_on_the_assistants_tokens(lm):
-    examples, sums, count = tiny.examples(3, 4, False)[:5], 0.0, 0
+    examples, sums, count = tiny.examples(2, 4, False)[:5], 0.0, 0
     for messages, completion in examples:
         prompt = lms.encode_chat(lm.tokenizer, messages)
         said = lm.tokenizer.encode(completion, add_special_tokens=False) + [lm.eos[-1]]
@@ -121,7 +121,7 @@ def test_the_loss_is_the_one_of_transformers_on_the_assistants_tokens(lm):
 
 
 def test_micro_batches_change_nothing(lm):
-    examples = tiny.examples(3, 4, False)
+    examples = tiny.examples(2, 4, False)
     losses, weights = [], []
     for tokens in (1, 10**6):
         fresh = lms.load(tiny.PATH, lm.tokenizer)
@@ -133,7 +133,7 @@ def test_micro_batches_change_nothing(lm):
 
 
 def test_gradient_checkpointing_changes_nothing(lm):
-    examples, weights = tiny.examples(3, 4, False)[:4], []
+    examples, weights = tiny.examples(2, 4, False)[:4], []
     for checkpointed in (False, True):
         fresh = lms.load(tiny.PATH, lm.tokenizer)
         if checkpointed:
@@ -150,7 +150,7 @@ def test_in_bf16_the_masters_keep_what_the_model_rounds_away(lm):
     trainer = coldstart.Trainer(lm, 100, 1e-7, torch.bfloat16)
     name = "model.layers.0.mlp.up_proj.weight"
     before, rounded = trainer.masters[name].clone(), lm.model.get_parameter(name).clone()
-    trainer.train_step(tiny.examples(3, 4, False))
+    trainer.train_step(tiny.examples(2, 4, False))
     assert rounded.dtype == torch.bfloat16 and not torch.equal(trainer.masters[name], before)
     assert torch.equal(lm.model.get_parameter(name), trainer.masters[name].bfloat16())
 

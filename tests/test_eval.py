@@ -356,24 +356,24 @@ def says(monkeypatch):
 
 def test_several_questions_from_the_command_line_a_file_and_standard_input(
         tmp_path, monkeypatch, capsys):
-    (tmp_path / "questions.txt").write_text("Find a quiz in \u00c5s.\n\n  Stop.  \r\n",
+    (tmp_path / "questions.txt").write_text("Find a movie in \u00c5s.\n\n  Stop.  \r\n",
                                             encoding="utf-8-sig")
     arguments = [*TOOLS, "--json", "--ask", "@1", "--ask", "Two?"]
     evaluation.main([*arguments, "--questions", str(tmp_path / "questions.txt")])
     from_file = capsys.readouterr().out
     assert [json.loads(line)["question"] for line in from_file.splitlines()] == [
-        "@1", "Two?", "Find a quiz in \u00c5s.", "Stop."]
+        "@1", "Two?", "Find a movie in \u00c5s.", "Stop."]
     assert "\u00c5s." in from_file
     monkeypatch.setattr("sys.stdin", (tmp_path / "questions.txt").open(encoding="utf-8-sig"))
     evaluation.main([*arguments, "--questions", "-"])
     assert capsys.readouterr().out == from_file
 
 
-RIGHT = call("track_tutor", code="\u00c5-1", origin="S\u00e3o")
+RIGHT = call("cancel_lesson", code="\u00c5-1", user="S\u00e3o")
 ANSWERS = [   # what the model says; thought, calls, and problems as --json gives them
-    ("<think>Track it.</think>" + text([RIGHT]), "Track it.", [RIGHT], []),
-    (text([call("fly"), RIGHT, call("track_tutor", code="A")]), None,
-     [call("fly"), RIGHT, call("track_tutor", code="A")],
+    ("<think>Cancel it.</think>" + text([RIGHT]), "Cancel it.", [RIGHT], []),
+    (text([call("fly"), RIGHT, call("cancel_lesson", code="A")]), None,
+     [call("fly"), RIGHT, call("cancel_lesson", code="A")],
      ["call 1: unknown tool", "call 3: required missing"]),
     (text([RIGHT, 7]), None, [RIGHT], ["elements that are no calls: 1"]),
     (text([]), None, [], ["no call"]),
@@ -395,13 +395,13 @@ def test_answers_for_people_say_it_beneath_the_call(says, capsys):
     evaluation.main([*TOOLS, "--ask", "Q"])
     assert capsys.readouterr().out.splitlines() == [
         "(no reasoning)", "", '{"name": "fly", "arguments": {}}', "  ! unknown tool",
-        '{"name": "track_tutor", "arguments": {"code": "\u00c5-1", "origin": "S\u00e3o"}}',
-        '{"name": "track_tutor", "arguments": {"code": "A"}}', "  ! required missing"]
+        '{"name": "cancel_lesson", "arguments": {"code": "\u00c5-1", "user": "S\u00e3o"}}',
+        '{"name": "cancel_lesson", "arguments": {"code": "A"}}', "  ! required missing"]
     says(ANSWERS[0][0], ANSWERS[4][0])
     evaluation.main([*TOOLS, "--ask", "Q", "--ask", "R"])
     assert capsys.readouterr().out.splitlines() == [
-        "", "> Q", "Track it.", "",
-        '{"name": "track_tutor", "arguments": {"code": "\u00c5-1", "origin": "S\u00e3o"}}',
+        "", "> Q", "Cancel it.", "",
+        '{"name": "cancel_lesson", "arguments": {"code": "\u00c5-1", "user": "S\u00e3o"}}',
         "", "> R", "<think>Hm.</think>I cannot.", "  ! no calls can be read: no block"]
 
 
