@@ -1,4 +1,5 @@
 """Rewards of both roles, and the curriculum, against numbers worked out by hand."""
+from dataclasses import replace
 import random
 from collections import Counter
 
@@ -191,6 +192,9 @@ def test_a_curriculum_holds_the_share_of_tasks_without_calls():
     for share, count in ((0.0, 0), (0.1, 2), (0.9, 9)):
         chosen = curriculum.select(graded("a", 0.5, 30) + none, 20, {"a": 1}, 0, decline=share)
         assert len(chosen) == 20 and sum(not task.answer for task in chosen) == count
+    easy = [replace(task, pass_rate=1.0, bucket="easy") for task in none]
+    chosen = curriculum.select(graded("a", 0.5, 30) + easy, 20, {"a": 1}, 0, decline=0.2)
+    assert [place for place, task in enumerate(chosen) if not task.answer] == [2, 7, 12, 17]
 
 
 @pytest.mark.parametrize("band, pay", [("rectangular", [0, 0, 1, 1, 0, 0]),
