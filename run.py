@@ -316,7 +316,7 @@ def step_problems(reward_PG, metrics):
         found["dead"] = "every group is dead, nothing was learned: " + ", ".join(
             f"{count} of {len(reward_PG)} groups have only the reward {value}"
             for value, count in values.most_common())
-        if metrics["reward_format"] == 0:
+        if metrics.get("reward_format") == 0:
             found["dead"] += (". The model never keeps to the format: give it a cold start first "
                               "(coldstart.py)")
     if distinct < COLLAPSED:

@@ -199,6 +199,8 @@ def test_a_dead_step_and_a_collapse_are_said_in_words():
     assert "(coldstart.py)" in found["dead"]
     assert "only 10 % of the 4 questions differ" in found["collapse"]
     assert runs.step_problems(rewards, {"dead_groups": 0.5, "distinct_questions": 0.5}) == {}
+    own = runs.step_problems(rewards, {"dead_groups": 1.0})     # rewards of one's own: no format
+    assert list(own) == ["dead"] and "coldstart" not in own["dead"]
 
 
 @pytest.mark.skipif(not QWEN.exists(), reason="needs the Qwen2.5 tokenizer beside the project")
