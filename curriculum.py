@@ -192,8 +192,8 @@ def select(tasks, size, domains, seed, order="easy_first", decline=0.0):
 
     Quotas per domain in proportion to its weight; inside each 20 % easy, 50 % medium, 30 % hard,
     short buckets filled from the others. Sorted by pass rate, highest first; ties in a seeded
-    shuffle. Tasks without gold calls are spread over that order (ours): most are easy, and what
-    they teach at its head is lost again on the hard tasks.
+    shuffle. Tasks without gold calls get random places in that order (ours): by pass rate most
+    would stand at its head, and none among the hard tasks.
 
     Args:
         tasks: with pass_rate and bucket set.
@@ -206,15 +206,13 @@ def select(tasks, size, domains, seed, order="easy_first", decline=0.0):
     tasks = rng.sample(tasks, len(tasks))
     declines = [task for task in tasks if not task.answer]
     few = min(len(declines), round(decline * size))
-    parts = (fill_quotas([task for task in tasks if task.answer], size - few, domains),
-             fill_quotas(declines, few, domains))
-    ranked = []
-    for part in parts:
-        rng.shuffle(part)
-        if order == "easy_first":
-            part.sort(key=lambda task: -task.pass_rate)
-        ranked += [((place + 0.5) / len(part), task) for place, task in enumerate(part)]
-    return [task for _, task in sorted(ranked, key=lambda pair: pair[0])]
+    chosen = fill_quotas([task for task in tasks if task.answer], size - few, domains)
+    rng.shuffle(chosen)
+    if order == "easy_first":
+        chosen.sort(key=lambda task: -task.pass_rate)
+    for task in fill_quotas(declines, few, domains):
+        chosen.insert(rng.randint(0, len(chosen)), task)
+    return chosen
 
 
 def fill_quotas(tasks, size, domains):
