@@ -158,17 +158,19 @@ def validity_reward(draft, grounding=True):
     repeats the called tool leaves nothing to take for it. Without `grounding` (an ablation) the
     last term is always paid.
 
-    An empty list that was asked for is valid, since it holds no call that could fail. Whether
-    really no tool fits is left to r_curr: a question that a tool answers is one where the Solver
-    calls it, and there p = 0.
+    Calls that have no value at all have none grounded (ours): paid in full they are where a weak
+    Generator goes, for nothing can be wrong with them. An empty list that was asked for is valid,
+    since it holds no call that could fail. Whether really no tool fits is left to r_curr: a
+    question that a tool answers is one where the Solver calls it, and there p = 0.
     """
     if not draft.tools or draft.calls is None or draft.malformed:
         return 0.0
     menu = {tool["name"]: tool for tool in draft.tools}
     known = len(menu) == len(draft.tools) and all(call["name"] in menu for call in draft.calls)
     required = all(required_given(call, menu) for call in draft.calls)
+    valued = not draft.calls or any(call["arguments"] for call in draft.calls)
     return 0.4 * known + 0.4 * required + 0.2 * (
-        not grounding or grounded(draft.calls, draft.question or ""))
+        not grounding or valued and grounded(draft.calls, draft.question or ""))
 
 
 def curriculum_reward(draft, difficulty, semantic):
