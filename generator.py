@@ -158,10 +158,10 @@ def validity_reward(draft, grounding=True):
     repeats the called tool leaves nothing to take for it. Without `grounding` (an ablation) the
     last term is always paid.
 
-    Calls without any value have none grounded (ours): paid in full, they are what a weak Generator
-    goes to, since nothing can be wrong with them. An empty list that was asked for is valid, since it holds no call that could fail. Whether
-    really no tool fits is left to r_curr: a question that a tool answers is one where the Solver
-    calls it, and there p = 0.
+    Calls that have no value at all have none grounded (ours): paid in full they are where a weak
+    Generator goes, for nothing can be wrong with them. An empty list that was asked for is valid,
+    since it holds no call that could fail. Whether really no tool fits is left to r_curr: a
+    question that a tool answers is one where the Solver calls it, and there p = 0.
     """
     if not draft.tools or draft.calls is None or draft.malformed:
         return 0.0

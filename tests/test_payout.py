@@ -80,6 +80,8 @@ GENERATOR_TASKS = [
     ("the calls are not in the menu", task(calls=[call("book_bus", city="Oslo", day="Friday")])),
     ("a required argument left out", task(calls=[call(city="Oslo")])),
     ("a value that the question lacks", task(calls=[call(city="Oslo", day="Monday")])),
+    ("a call without arguments",
+     task(tools=[TOOL | {"parameters": {}, "required": []}], calls=[call()])),
     ("the call itself as the question", task(question='book_train city="Oslo" day="Friday"')),
     ("the menu does not parse", task().replace("[{", "{", 1)),
     ("a question of two letters", task(question="Hi")),

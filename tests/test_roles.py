@@ -64,7 +64,7 @@ def completion(question="Please book a train to Oslo.", tools=TOOLS, think="plan
     (completion(tools="nope"), (2 / 3, 0, 0)),
     (completion(calls="book_train(Oslo)"), (2 / 3, 0, 0)),
     (completion(calls='[{"name": "book_bus", "arguments": {"city": "Oslo"}}]'), (1, 0.2, 0.75)),
-    (completion(calls='[{"name": "book_train", "arguments": {}}]'), (1, 0.6, 0.75)),
+    (completion(calls='[{"name": "book_train", "arguments": {}}]'), (1, 0.4, 0.75)),
     (completion(calls='[{"name": "book_train", "arguments": {"city": "Rome"}}]'), (1, 0.8, 0.75)),
     (completion(question="Hi"), (0, 0, 0))])
 def test_generator_reward(text, parts):
