@@ -31,7 +31,7 @@ import solver
 from verify import Task
 
 PATH = Path(__file__).parent / "tiny"
-SKILL_STEPS, HABIT_STEPS = 8_000, 1_200
+SKILL_STEPS, HABIT_STEPS = 8_000, 800
 GIVEN_MENU = 0.2              # share of the Generator's examples where the prompt brings the tools
 BATCH = 16                    # examples a step
 HELDOUT_TASKS = 500
