@@ -465,6 +465,7 @@ def main():
     lm = lms.LM(build_model(tokenizer), tokenizer, (tokenizer.eos_token_id,))
     train(lm, False, SKILL_STEPS, 3e-3)
     serving.write_checkpoint(PATH, lm, train(lm, True, HABIT_STEPS, 1e-3).masters)
+    tokenizer.save_pretrained(PATH)      # its own template, which knows no tools
     print(f"wrote {PATH}: {sum(p.numel() for p in lm.model.parameters()):,} parameters, "
           f"{len(tokenizer)} tokens")
 

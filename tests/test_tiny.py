@@ -143,10 +143,19 @@ def test_the_base_solves_some_tasks_and_could_solve_most(base):
     greedy = lms.sample(base, prompts, 1, (0,), 0, 128, 100)
     assert 0.15 <= mean(solver.is_right(g[0].text, t.answer) for g, t in zip(greedy, tasks)) <= 0.45
     groups = lms.sample(base, prompts, 8, (1,), 0.7, 128, 200)
-    rates = [curriculum.pass_rate([r.text for r in group], task.answer)
-             for group, task in zip(groups, tasks)]
-    assert mean(p > 0 for p in rates) >= 0.75
-    assert len(set(rates)) >= 6
+    assert mean(any(solver.is_right(r.text, task.answer) for r in group)
+                for group, task in zip(groups, tasks)) >= 0.6
+
+
+def test_the_base_knows_common_words_half_knows_casual_ones_and_hardly_any_rare_one(base):
+    for register, least, most in (("common", 0.85, 1), ("casual", 0.25, 0.5), ("rare", 0, 0.15)):
+        _, made = cases(64, 7, heldout=True, registers={register: 1})
+        prompts = [lms.encode_chat(base.tokenizer, solver.prompt(case.task.question,
+                                                                 case.task.tools)) for case in made]
+        groups = lms.sample(base, prompts, 8, (1,), 0.7, 128, 200)
+        p = mean(curriculum.pass_rate([r.text for r in group], case.task.answer)
+                 for group, case in zip(groups, made))
+        assert least <= p <= most, register
 
 
 def test_the_base_generates_and_judges(base):
@@ -154,8 +163,9 @@ def test_the_base_generates_and_judges(base):
     specs = [generator.sample_spec(rng, dict.fromkeys(tiny.VERBS, 1.0)) for _ in range(64)]
     prompts = [lms.encode_chat(base.tokenizer, generator.prompt(spec)) for spec in specs]
     drafts = [generator.read(group[0].text)
-              for group in lms.sample(base, prompts, 1, (2,), 1.0, 320, 64)]
-    assert 0.3 <= mean(generator.format_reward(draft) == 1 for draft in drafts) <= 0.8
+              for group in lms.sample(base, prompts, 1, (2,), 0.7, 320, 64)]
+    assert mean(generator.format_reward(draft) == 1 for draft in drafts) >= 0.85
+    assert 0.6 <= mean(generator.validity_reward(draft) > 0.99 for draft in drafts) <= 0.95
     good, bad = [], []
     for case in cases(60, 6, heldout=True)[1]:
         messages, score = tiny.judge_example(rng, case)
