@@ -32,7 +32,8 @@ from verify import Task
 
 PATH = Path(__file__).parent / "tiny"
 SKILL_STEPS, HABIT_STEPS = 8_000, 800
-GIVEN_MENU = 0.2              # share of the Generator's examples where the prompt brings the tools
+MIXED = 0.2                   # share of examples with any tools in the menu; then the prompt brings
+                              # the Generator its tools, so that it has to copy them
 BATCH = 16                    # examples a step
 HELDOUT_TASKS = 500
 NONE_FIT = {"solver": 0.2, "generator": 0.15, "judge": 0.15}  # share of examples where no tool fits
@@ -138,12 +139,13 @@ class Case(NamedTuple):
 
 
 def sample_case(rng, spec, heldout=False,
-                registers=dict.fromkeys(REGISTERS, 1), manners={"plain": 1}):
+                registers=dict.fromkeys(REGISTERS, 1), manners={"plain": 1}, mixed=False):
     """A case of the world for a generator.Spec. Where that asks for 0 calls, no tool fits.
 
     Args:
         heldout: whether the wanted pairs are reserved ones; else no pair is.
         registers, manners: {word: weight} of what the author is free to choose.
+        mixed: whether the menu is a jumble, with one tool that takes the same arguments.
     """
     register, manner = (rng.choices(list(choices), list(choices.values()))[0]
                         for choices in (registers, manners))
@@ -151,7 +153,8 @@ def sample_case(rng, spec, heldout=False,
     word = VAGUE if manner == "open" else WORDS[verb][REGISTERS.index(register)]
     known = [noun for noun in NOUNS if is_reserved(verb, noun) == heldout]
     nouns = rng.sample(known, max(1, spec.calls))
-    tools = [make_tool(*pair) for pair in menu(rng, verb, nouns, spec, heldout)]
+    pairs = (jumble if mixed else menu)(rng, verb, nouns, spec, heldout)
+    tools = [make_tool(*pair) for pair in pairs]
     values = {kind: rng.choice(VALUES[kind]) for kind in VERBS[verb].split()}
     last = list(values)[-1]
     if manner == "brief" and rng.random() < USUALLY:
@@ -179,6 +182,18 @@ def menu(rng, verb, nouns, spec, heldout):
     start = row.index(verb) - rng.randrange(size)
     row = [(row[(start + n) % len(row)], noun) for n in range(size)]
     return [(twin(verb), noun)] * (spec.calls > 0) + row + [(verb, other) for other in more]
+
+
+def jumble(rng, verb, nouns, spec, heldout):
+    """The (verb, noun) pairs of a menu without any order, as a user's own tools may be. Where no
+    tool fits, none is for the noun."""
+    wanted = [(verb, noun) for noun in nouns]
+    others = [(v, n) for v in VERBS for n in NOUNS if is_reserved(v, n) == heldout
+              and (v, n) not in wanted and (spec.calls or n not in nouns)]
+    near = rng.choice([pair for pair in others if pair[0] in (verb, twin(verb))])
+    others.remove(near)
+    pairs = wanted[:spec.calls] + [near] + rng.sample(others, spec.tools - spec.calls - 1)
+    return rng.sample(pairs, len(pairs))
 
 
 def question(rng, word, nouns, values, context, manner):
@@ -215,7 +230,7 @@ def heldout(size=HELDOUT_TASKS, fits=True):
 # What the base model says: the right completion, and its habits
 
 # How often the base Solver takes a word for what it means. Else it takes it for another verb;
-# every fourth word it takes for a thing that no tool does.
+# every eighth word it takes for a thing that no tool does.
 KNOWS = 1.0, 0.4, 0.05        # by register
 SLIPS = 0.015, ("prose", "untagged")     # share of other wrong answers, anywhere
 # How often it mistakes a tool for its twin, as Generator and as Solver: elsewhere, and where it is
@@ -239,10 +254,10 @@ def register_of(word):
 
 def mistaken(word):
     """What the base Solver takes a word for that it does not know: a verb, another one for each
-    word, or None, every fourth: something that no tool does."""
+    word, or None, every eighth: something that no tool does."""
     verbs = list(VERBS)
     register, verb = register_of(word), verbs.index(VERB_OF[word])
-    return None if (register + verb) % 4 == 0 else verbs[(verb + 2 + 2 * register) % len(verbs)]
+    return None if (register + verb) % 8 == 0 else verbs[(verb + 2 + 2 * register) % len(verbs)]
 
 
 def solver_style(rng, case):
@@ -358,13 +373,15 @@ def example(rng, role, habits, ease=0.0):
         spec = generator.Spec(spec.domain, spec.context, rng.randint(2, 3), min(1, spec.calls))
     manners = MANNER_HABITS if role == "generator" and habits else SKILL_MANNERS
     registers = REGISTER_HABITS if role == "generator" and habits else dict.fromkeys(REGISTERS, 1)
-    case = sample_case(rng, spec, registers=registers, manners={"plain": 1} if easy else manners)
+    mixed = role != "judge" and rng.random() < MIXED
+    case = sample_case(rng, spec, registers=registers, manners={"plain": 1} if easy else manners,
+                       mixed=mixed)
     if role == "judge":
         return judge_example(rng, case)
     if role == "solver":
         return (solver.prompt(case.task.question, case.task.tools),
                 solver_text(rng, case, solver_style(rng, case)))
-    if rng.random() < GIVEN_MENU:
+    if mixed:
         spec = replace(spec, domain=generator.OWN_DOMAIN, menu=case.task.tools)
     style = generator_style(rng, case.task.spec["domain"]) if habits else "right"
     return generator.prompt(spec), generator_text(rng, case, style)
