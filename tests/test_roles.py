@@ -138,6 +138,16 @@ def test_the_users_menu_must_be_copied():
     assert generator.format_reward(generator.read(completion(), other)) == pytest.approx(2 / 3)
 
 
+def test_one_value_in_any_call_is_enough_to_be_grounded():
+    bare = TOOLS[:-1] + ', {"name": "stop", "description": "Stop.", "parameters": {}}]'
+    stop = '{"name": "stop", "arguments": {}}'
+    train = '{"name": "book_train", "arguments": {"city": "Oslo"}}'
+    for calls, pay in ((stop, 0.8), (f"{stop}, {train}", 1)):
+        draft = generator.read(completion(tools=bare, calls=f"[{calls}]"))
+        assert generator.validity_reward(draft) == pytest.approx(pay)
+        assert generator.validity_reward(draft, grounding=False) == pytest.approx(1)
+
+
 def test_ablations_of_the_generators_reward():
     draft = generator.read(completion(
         calls='[{"name": "book_train", "arguments": {"city": "Rome"}}]'))
