@@ -533,12 +533,13 @@ def solver_text(task):
             f"<tool_call_answer>{json.dumps(task.answer, ensure_ascii=False)}</tool_call_answer>")
 
 
-def generator_text(task):
+def generator_text(task, given):
     """A Generator's completion; question, tools and calls copy from the plan before them."""
+    tools = "" if given else (
+        f"<available_tools>{json.dumps(task.tools, ensure_ascii=False)}</available_tools>\n")
     names = json.dumps([tool["name"] for tool in task.tools], ensure_ascii=False)
     return (f"<think>{names}\n{plan(task.answer)}</think>\n"
-            f"<question>{task.question}</question>\n"
-            f"<available_tools>{json.dumps(task.tools, ensure_ascii=False)}</available_tools>\n"
+            f"<question>{task.question}</question>\n{tools}"
             f"<tool_call_answer>{json.dumps(task.answer, ensure_ascii=False)}</tool_call_answer>")
 
 
@@ -585,9 +586,10 @@ def example(rng, ease=0.0):
     if role == "judge":
         scores = "4555" if rng.random() < SOUND else damage(rng, task, menu)
         return curriculum.judge_prompt(task), rng.choice(scores)
-    if rng.random() < GIVEN_MENU:
+    given = rng.random() < GIVEN_MENU
+    if given:
         spec = replace(spec, domain=generator.OWN_DOMAIN, menu=task.tools)
-    return generator.prompt(spec), generator_text(task)
+    return generator.prompt(spec), generator_text(task, given)
 
 
 def examples(seed, step, steps, size):

@@ -5,11 +5,10 @@ The list of domains is all that a person writes about the tasks. To teach a mode
 give the tools as well.
 """
 import json
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from verify import Task, canonical, grounded, last_block, read_calls, read_tools, required_given
+from verify import Task, grounded, last_block, read_calls, read_tools, required_given
 
 DOMAINS = {domain: 1.0 for domain in """
     finance healthcare productivity retail_ecommerce scheduling database cloud_infrastructure system
@@ -35,6 +34,8 @@ never mentions tools. Other tools in the list are plausible but wrong."""
 
 NO_CALL = """
 The user asks for something that none of the tools does: the list of calls is empty, []."""
+
+GIVEN = "\nThe tools are given, so leave out <available_tools>:\n"
 
 TAGS = ("think", "question", "available_tools", "tool_call_answer")
 ECHOES = ("what the user says, with every argument value",      # the prompt above
@@ -94,7 +95,7 @@ def prompt(spec):
     if spec.calls == 0:
         request += NO_CALL
     if spec.menu is not None:
-        request += f"\nThe tools, to be copied:\n{json.dumps(spec.menu, ensure_ascii=False)}"
+        request += f"{GIVEN}{json.dumps(spec.menu, ensure_ascii=False)}"
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": request}]
 
 
@@ -107,7 +108,7 @@ def longest_prompt(tools=None):
 class Draft(NamedTuple):
     """A Generator completion as read: what is missing or does not parse is None."""
 
-    tags: bool                # all four blocks are there and not empty
+    tags: bool                # all blocks that were asked for are there and not empty
     question: str | None
     tools: list | None
     calls: list | None        # the well-formed gold calls; None where they are not what was asked
@@ -124,17 +125,15 @@ def read(text, menu=None, no_call=False):
     """Read the four blocks of a completion.
 
     Args:
-        menu: where the user brings the tools, what the block of tools must hold; any other content
-            counts as not parsed.
+        menu: where the user brings the tools. It stands for the block of tools, which a model would
+            have to copy token by token; one that is written all the same is ignored.
         no_call: whether 0 calls were asked for; then an empty list is what counts as gold, and a
             call is not; else it is the other way round.
     """
-    blocks = {tag: last_block(text, tag) for tag in TAGS}
+    blocks = {tag: last_block(text, tag) for tag in TAGS
+              if menu is None or tag != "available_tools"}
     found = read_calls(blocks["tool_call_answer"] or "")
-    tools = read_tools(blocks["available_tools"] or "")
-    if (menu is not None and tools
-            and Counter(map(canonical, tools)) != Counter(map(canonical, menu))):
-        tools = None
+    tools = menu or read_tools(blocks["available_tools"] or "")
     as_asked = found is not None and (found == ([], 0) if no_call else bool(found.calls))
     return Draft(all(blocks.values()), blocks["question"], tools,
                  found.calls if as_asked else None, found.malformed if found else 0)

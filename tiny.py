@@ -32,8 +32,7 @@ from verify import Task
 
 PATH = Path(__file__).parent / "tiny"
 SKILL_STEPS, HABIT_STEPS = 8_000, 800
-MIXED = 0.2                   # share of examples with any tools in the menu; then the prompt brings
-                              # the Generator its tools, so that it has to copy them
+GIVEN = 0.2                   # share of examples whose menu the user brings
 BATCH = 16                    # examples a step
 HELDOUT_TASKS = 500
 NONE_FIT = {"solver": 0.2, "generator": 0.15, "judge": 0.15}  # share of examples where no tool fits
@@ -139,13 +138,13 @@ class Case(NamedTuple):
 
 
 def sample_case(rng, spec, heldout=False,
-                registers=dict.fromkeys(REGISTERS, 1), manners={"plain": 1}, mixed=False):
+                registers=dict.fromkeys(REGISTERS, 1), manners={"plain": 1}, given=False):
     """A case of the world for a generator.Spec. Where that asks for 0 calls, no tool fits.
 
     Args:
         heldout: whether the wanted pairs are reserved ones; else no pair is.
         registers, manners: {word: weight} of what the author is free to choose.
-        mixed: whether the menu is a jumble, with one tool that takes the same arguments.
+        given: whether the user brings the menu.
     """
     register, manner = (rng.choices(list(choices), list(choices.values()))[0]
                         for choices in (registers, manners))
@@ -153,7 +152,7 @@ def sample_case(rng, spec, heldout=False,
     word = VAGUE if manner == "open" else WORDS[verb][REGISTERS.index(register)]
     known = [noun for noun in NOUNS if is_reserved(verb, noun) == heldout]
     nouns = rng.sample(known, max(1, spec.calls))
-    pairs = (jumble if mixed else menu)(rng, verb, nouns, spec, heldout)
+    pairs = (given_menu if given else menu)(rng, verb, nouns, spec, heldout)
     tools = [make_tool(*pair) for pair in pairs]
     values = {kind: rng.choice(VALUES[kind]) for kind in VERBS[verb].split()}
     last = list(values)[-1]
@@ -184,16 +183,17 @@ def menu(rng, verb, nouns, spec, heldout):
     return [(twin(verb), noun)] * (spec.calls > 0) + row + [(verb, other) for other in more]
 
 
-def jumble(rng, verb, nouns, spec, heldout):
-    """The (verb, noun) pairs of a menu without any order, as a user's own tools may be. Where no
-    tool fits, none is for the noun."""
-    wanted = [(verb, noun) for noun in nouns]
-    others = [(v, n) for v in VERBS for n in NOUNS if is_reserved(v, n) == heldout
-              and (v, n) not in wanted and (spec.calls or n not in nouns)]
-    near = rng.choice([pair for pair in others if pair[0] in (verb, twin(verb))])
-    others.remove(near)
-    pairs = wanted[:spec.calls] + [near] + rng.sample(others, spec.tools - spec.calls - 1)
-    return rng.sample(pairs, len(pairs))
+def given_menu(rng, verb, nouns, spec, heldout):
+    """The (verb, noun) pairs of a menu such as a user might bring: any tools for the wanted noun,
+    the twin among them, sorted by name. Where no tool fits, they are for another noun."""
+    noun, *more = nouns
+    if not spec.calls:
+        noun = rng.choice([other for other in NOUNS if other != noun
+                           and (heldout or not is_reserved(verb, other))])
+    pairs = [(verb, noun), (twin(verb), noun)] + [(verb, other) for other in more]
+    others = [(v, noun) for v in VERBS if v not in (verb, twin(verb))
+              and (heldout or not is_reserved(v, noun))]
+    return sorted(pairs + rng.sample(others, spec.tools - len(pairs)))
 
 
 def question(rng, word, nouns, values, context, manner):
@@ -320,13 +320,15 @@ def solver_text(rng, case, style="right"):
                     else f"<tool_call_answer>{answer}</tool_call_answer>")
 
 
-def generator_text(rng, case, style="right"):
-    """A Generator completion: the plan comes first, and the three other blocks copy from it."""
+def generator_text(rng, case, style="right", given=False):
+    """A Generator completion: the plan comes first, and the other blocks copy from it."""
     task, calls = case.task, case.task.answer
     words = ("" if case.word == VAGUE else
              f"{REGISTERS[register_of(case.word)].capitalize()} words: {case.word}. ")
     think = (f"{MANNERS[case.manner]}{words}{'Calls' if calls else 'Missing'}: "
-             f"{plan(case.wanted)}. Tools: {', '.join(tool['name'] for tool in task.tools)}")
+             f"{plan(case.wanted)}")
+    if not given:
+        think += f". Tools: {', '.join(tool['name'] for tool in task.tools)}"
     asked = task.question
     if style == "twin" and case.word != VAGUE:
         other = WORDS[twin(task.spec["domain"])][register_of(case.word)]
@@ -334,7 +336,7 @@ def generator_text(rng, case, style="right"):
     answer = python_syntax(calls) if style == "python" else json.dumps(calls)
     return (("" if style == "no_think" else f"<think>{think}</think>\n")
             + f"<question>{asked}</question>\n"
-            + f"<available_tools>{json.dumps(task.tools)}</available_tools>\n"
+            + ("" if given else f"<available_tools>{json.dumps(task.tools)}</available_tools>\n")
             + f"<tool_call_answer>{answer}</tool_call_answer>")
 
 
@@ -373,18 +375,18 @@ def example(rng, role, habits, ease=0.0):
         spec = generator.Spec(spec.domain, spec.context, rng.randint(2, 3), min(1, spec.calls))
     manners = MANNER_HABITS if role == "generator" and habits else SKILL_MANNERS
     registers = REGISTER_HABITS if role == "generator" and habits else dict.fromkeys(REGISTERS, 1)
-    mixed = role != "judge" and rng.random() < MIXED
+    given = role != "judge" and rng.random() < GIVEN
     case = sample_case(rng, spec, registers=registers, manners={"plain": 1} if easy else manners,
-                       mixed=mixed)
+                       given=given)
     if role == "judge":
         return judge_example(rng, case)
     if role == "solver":
         return (solver.prompt(case.task.question, case.task.tools),
                 solver_text(rng, case, solver_style(rng, case)))
-    if mixed:
+    if given:
         spec = replace(spec, domain=generator.OWN_DOMAIN, menu=case.task.tools)
     style = generator_style(rng, case.task.spec["domain"]) if habits else "right"
-    return generator.prompt(spec), generator_text(rng, case, style)
+    return generator.prompt(spec), generator_text(rng, case, style, given)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -37,7 +37,9 @@ def tasks(seed, count, lean=False):
 @pytest.mark.parametrize("lean", (False, True))
 def test_every_made_up_task_is_sound_and_what_was_asked_for(lean):
     for rng, spec, task, menu in tasks("sound", 500, lean):
-        draft = generator.read(world.generator_text(task))
+        draft = generator.read(world.generator_text(task, given=False))
+        given = generator.read(world.generator_text(task, given=True), task.tools)
+        assert given == draft and not generator.read(world.generator_text(task, given=True)).tags
         assert curriculum.structural_problem(draft, draft.task(spec)) is None, task
         valid = 1 if any(call["arguments"] for call in task.answer) or not task.answer else 0.8
         assert list(generator.reward(draft, 1.0, 1.0).values()) == pytest.approx([1, valid, 1])

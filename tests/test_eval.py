@@ -369,11 +369,11 @@ def test_several_questions_from_the_command_line_a_file_and_standard_input(
     assert capsys.readouterr().out == from_file
 
 
-RIGHT = call("check_course", reference="\u00c5-1", day="S\u00e3o")
+RIGHT = call("check_hotel", reference="\u00c5-1", day="S\u00e3o")
 ANSWERS = [   # what the model says; thought, calls, and problems as --json gives them
     ("<think>Check it.</think>" + text([RIGHT]), "Check it.", [RIGHT], []),
-    (text([call("fly"), RIGHT, call("check_course", reference="A")]), None,
-     [call("fly"), RIGHT, call("check_course", reference="A")],
+    (text([call("fly"), RIGHT, call("check_hotel", reference="A")]), None,
+     [call("fly"), RIGHT, call("check_hotel", reference="A")],
      ["call 1: unknown tool", "call 3: required missing"]),
     (text([RIGHT, 7]), None, [RIGHT], ["elements that are no calls: 1"]),
     (text([]), None, [], ["no call"]),
@@ -395,13 +395,13 @@ def test_answers_for_people_say_it_beneath_the_call(says, capsys):
     evaluation.main([*TOOLS, "--ask", "Q"])
     assert capsys.readouterr().out.splitlines() == [
         "(no reasoning)", "", '{"name": "fly", "arguments": {}}', "  ! unknown tool",
-        '{"name": "check_course", "arguments": {"reference": "\u00c5-1", "day": "S\u00e3o"}}',
-        '{"name": "check_course", "arguments": {"reference": "A"}}', "  ! required missing"]
+        '{"name": "check_hotel", "arguments": {"reference": "\u00c5-1", "day": "S\u00e3o"}}',
+        '{"name": "check_hotel", "arguments": {"reference": "A"}}', "  ! required missing"]
     says(ANSWERS[0][0], ANSWERS[4][0])
     evaluation.main([*TOOLS, "--ask", "Q", "--ask", "R"])
     assert capsys.readouterr().out.splitlines() == [
         "", "> Q", "Check it.", "",
-        '{"name": "check_course", "arguments": {"reference": "\u00c5-1", "day": "S\u00e3o"}}',
+        '{"name": "check_hotel", "arguments": {"reference": "\u00c5-1", "day": "S\u00e3o"}}',
         "", "> R", "<think>Hm.</think>I cannot.", "  ! no calls can be read: no block"]
 
 

@@ -1,5 +1,6 @@
 """Rewards of both roles, and the curriculum, against numbers worked out by hand."""
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -128,14 +129,18 @@ def test_training_order_reaches_the_last_tasks():
     assert plan[0] == [0, 5, 10, 15, 20, 25, 30, 35] and plan[-1][-1] == 1995
 
 
-def test_the_users_menu_must_be_copied():
+def test_a_users_menu_is_given_and_not_written():
     menu = generator.read(completion()).tools
     spec = generator.sample_spec(random.Random(0), {generator.OWN_DOMAIN: 1.0}, menu)
     assert spec.menu == menu and spec.tools == 1
     assert "book_train" in generator.prompt(spec)[1]["content"]
-    assert generator.read(completion(), menu).tools == menu
-    other = [dict(menu[0], name="book_bus")]
-    assert generator.format_reward(generator.read(completion(), other)) == pytest.approx(2 / 3)
+    without = re.sub("<available_tools>.*</available_tools>", "", completion())
+    assert generator.format_reward(generator.read(without)) == pytest.approx(1 / 3)
+    draft = generator.read(without, menu)
+    assert draft.tools == menu and generator.format_reward(draft) == pytest.approx(1)
+    other = [dict(menu[0], name="book_bus")]        # what a model writes all the same is ignored
+    draft = generator.read(completion(), other)
+    assert draft.tools == other and generator.validity_reward(draft) == pytest.approx(0.2)
 
 
 def test_one_value_in_any_call_is_enough_to_be_grounded():

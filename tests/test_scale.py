@@ -210,4 +210,4 @@ def test_specs_draw_from_own_tools():
     rng = random.Random(0)
     sizes = [generator.sample_spec(rng, config.domain_weights, config.own_tools).tools
              for _ in range(200)]
-    assert set(sizes) == {2, 3, 4, 5}
+    assert set(sizes) == {2, 3, 4}
