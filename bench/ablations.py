@@ -56,8 +56,9 @@ def row(folder, name):
     last one to `full`, and its interval, over the seeds that both have; what is declined where no
     tool fits; the mean size of the curricula."""
     runs, full = finished(folder, name), finished(folder, "full")
-    accuracies, declined = ([[100 * share for share in shares] for shares in zip(
-        *(run[what] for run in runs.values()))] for what in ("heldout_accuracy", "heldout_declined"))
+    accuracies, declined = (
+        [[100 * share for share in shares] for shares in zip(*(run[what] for run in runs.values()))]
+        for what in ("heldout_accuracy", "heldout_declined"))
     pairs = [100 * (runs[seed]["heldout_accuracy"][-1] - full[seed]["heldout_accuracy"][-1])
              for seed in runs if seed in full and name != "full"]
     sizes = [size["curriculum"] for run in runs.values() for size in run["funnel"]]
