@@ -1,6 +1,8 @@
 """The little world, its tokenizer, and whether the base model is a fair picture of a weak LLM."""
+import json
 import random
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -12,9 +14,10 @@ import generator
 import model as lms
 import solver
 import tiny
+from toolfiles import read_menu
 from verify import call_problem
 
-
+ROOT = Path(__file__).parent.parent
 DOMAINS = dict.fromkeys(tiny.VERBS, 1.0)
 
 
@@ -184,3 +187,15 @@ def test_the_base_generates_and_judges(base):
     ids = lms.choice_ids(base.tokenizer, messages, "12345")
     scores = [mean(lms.choose(base, rows, ids, 64)) for rows in (good, bad)]
     assert scores[0] > scores[1] + 0.5
+
+
+def test_the_base_writes_tasks_for_the_tools_of_the_example(base):
+    rng = random.Random(8)
+    tools = read_menu(json.loads((ROOT / "example_tools.json").read_text()))
+    specs = [generator.sample_spec(rng, {generator.OWN_DOMAIN: 1.0}, tools) for _ in range(32)]
+    prompts = [lms.encode_chat(base.tokenizer, generator.prompt(spec)) for spec in specs]
+    drafts = [generator.read(group[0].text, spec.menu) for spec, group in
+              zip(specs, lms.sample(base, prompts, 1, (3,), 0.7, 320, 32))]
+    sound = [curriculum.structural_problem(draft, draft.task(spec)) is None
+             for draft, spec in zip(drafts, specs)]
+    assert mean(sound) >= 0.6
