@@ -35,7 +35,7 @@ never mentions tools. Other tools in the list are plausible but wrong."""
 NO_CALL = """
 The user asks for something that none of the tools does: the list of calls is empty, []."""
 
-GIVEN = "\nThe tools are given, so leave out <available_tools>:\n"
+GIVEN_TOOLS = "\nThe tools are given, so leave out <available_tools>:\n"
 
 TAGS = ("think", "question", "available_tools", "tool_call_answer")
 ECHOES = ("what the user says, with every argument value",      # the prompt above
@@ -47,7 +47,7 @@ class Spec:
     """What the Generator is asked for: domain d, context c, number of tools m and of gold calls n;
     n = 0 (ours) asks for a question that none of the tools answers.
 
-    Where the user brings tools, `menu` holds the m of them that the task must offer.
+    Where the user brings tools, `menu` holds the m of them that the task offers.
     """
 
     domain: str
@@ -95,14 +95,14 @@ def prompt(spec):
     if spec.calls == 0:
         request += NO_CALL
     if spec.menu is not None:
-        request += f"{GIVEN}{json.dumps(spec.menu, ensure_ascii=False)}"
+        request += f"{GIVEN_TOOLS}{json.dumps(spec.menu, ensure_ascii=False)}"
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": request}]
 
 
 def longest_prompt(tools=None):
     """The messages of the longest prompt there can be; with the user's tools, of their longest."""
     menu = tools and sorted(tools, key=lambda tool: len(str(tool)))[-MOST_TOOLS:]
-    return prompt(Spec(OWN_DOMAIN, "multi_turn", MOST_TOOLS, 1, menu))
+    return prompt(Spec(OWN_DOMAIN, "multi_turn", MOST_TOOLS, 0, menu))
 
 
 class Draft(NamedTuple):
@@ -122,7 +122,7 @@ class Draft(NamedTuple):
 
 
 def read(text, menu=None, no_call=False):
-    """Read the four blocks of a completion.
+    """Read the blocks of a completion.
 
     Args:
         menu: where the user brings the tools. It stands for the block of tools, which a model would
@@ -133,7 +133,7 @@ def read(text, menu=None, no_call=False):
     blocks = {tag: last_block(text, tag) for tag in TAGS
               if menu is None or tag != "available_tools"}
     found = read_calls(blocks["tool_call_answer"] or "")
-    tools = menu or read_tools(blocks["available_tools"] or "")
+    tools = read_tools(blocks["available_tools"] or "") if menu is None else menu
     as_asked = found is not None and (found == ([], 0) if no_call else bool(found.calls))
     return Draft(all(blocks.values()), blocks["question"], tools,
                  found.calls if as_asked else None, found.malformed if found else 0)
@@ -143,7 +143,8 @@ def format_reward(draft):
     """r_fmt = (1/3)[all four tags] + (1/3)[tools parse] + (1/3)[gold parses as calls]   (Eq. 1)
 
     Where 0 calls were asked for, gold parses as calls when it is an empty list, and only then: a
-    call there is another kind of task, as an empty list is elsewhere.
+    call there is another kind of task, as an empty list is elsewhere. Where the user brings the
+    tools they parse, and their tag is not asked for.
     """
     return (draft.tags + (draft.tools is not None) + (draft.calls is not None)) / 3
 

@@ -2,9 +2,9 @@
 pretrained on.
 
 It stands in for a weak instruction-tuned LLM. Through exactly the prompts that a large model gets
-it speaks all three roles (Generator, Solver, judge). It knows how to do the job, and mostly does
-not do it: as Solver it does not understand many of the words that people use, and as Generator it
-mostly writes what that Solver finds trivial or hopeless. Self-play has to find the tasks between,
+it speaks all three roles (Generator, Solver, judge). It copies values
+and fills in calls well, but as Solver it does not understand many of the words that people use,
+and as Generator it mostly writes what that Solver finds trivial or hopeless. Self-play has to find the tasks between,
 and to learn from them. docs/tiny.md says what each habit is for.
 
     python tiny.py        # rebuilds tiny/ from nothing: about half an hour on one core
@@ -32,7 +32,7 @@ from verify import Task
 
 PATH = Path(__file__).parent / "tiny"
 SKILL_STEPS, HABIT_STEPS = 8_000, 800
-GIVEN = 0.2                   # share of examples whose menu the user brings
+GIVEN_MENU = 0.2              # share of the Solver's and the Generator's examples
 BATCH = 16                    # examples a step
 HELDOUT_TASKS = 500
 NONE_FIT = {"solver": 0.2, "generator": 0.15, "judge": 0.15}  # share of examples where no tool fits
@@ -167,9 +167,9 @@ def sample_case(rng, spec, heldout=False,
 
 
 def menu(rng, verb, nouns, spec, heldout):
-    """The (verb, noun) pairs of a menu: the twin of the wanted tool, and the tools for its noun
-    whose verbs stand around its own in the alphabet. A model this small can write down such rows
-    without leaving out or repeating one. Where no tool fits, the row is for another noun."""
+    """The (verb, noun) pairs of a menu: the wanted tools, the twin of the first, and the tools for
+    its noun whose verbs stand around its own in the alphabet. A model this small can write down such rows
+    without leaving out or repeating one. Where no tool fits, the row is for another noun, without the twin."""
     noun, *more = nouns
     if not spec.calls:
         others = [other for other in NOUNS if other != noun
@@ -184,8 +184,8 @@ def menu(rng, verb, nouns, spec, heldout):
 
 
 def given_menu(rng, verb, nouns, spec, heldout):
-    """The (verb, noun) pairs of a menu such as a user might bring: any tools for the wanted noun,
-    the twin among them, sorted by name. Where no tool fits, they are for another noun."""
+    """The (verb, noun) pairs of a menu such as a user might bring: the wanted tools, the twin of
+    the first, and any tools for its noun, sorted by name. Where no tool fits, they are for another noun."""
     noun, *more = nouns
     if not spec.calls:
         noun = rng.choice([other for other in NOUNS if other != noun
@@ -232,12 +232,12 @@ def heldout(size=HELDOUT_TASKS, fits=True):
 # How often the base Solver takes a word for what it means. Else it takes it for another verb;
 # every eighth word it takes for a thing that no tool does.
 KNOWS = 1.0, 0.4, 0.05        # by register
-SLIPS = 0.015, ("prose", "untagged")     # share of other wrong answers, anywhere
+SLIPS = 0.015, ("prose", "untagged")     # share of other wrong answers
 # How often it mistakes a tool for its twin, as Generator and as Solver: elsewhere, and where it is
 # blind. There the judge sees nothing wrong with it either: it is one base model.
 TWINS = {"generator": (0.02, 0.6), "solver": (0.005, 0.08)}
 BLIND = "compare", "move", "request", "track"
-DECLINES = 0.8                # share of right answers where no tool fits
+DECLINES = 0.8                # share of right answers taught where no tool fits
 USUALLY = 0.6                 # share of values that are the usual one where the question names none
 # What the base Generator likes: tasks that the base Solver finds trivial or hopeless, rarely others
 REGISTER_HABITS = {"common": 0.62, "casual": 0.18, "rare": 0.20}
@@ -366,7 +366,7 @@ def example(rng, role, habits, ease=0.0):
     """One pretraining example of a role: (chat messages, completion).
 
     Args:
-        habits: False while the skill is taught: what the Generator writes is right.
+        habits: False while the skill is taught: the Generator makes no faults yet.
         ease: share of easy tasks: few tools, one call, nothing left open.
     """
     spec = generator.sample_spec(rng, dict.fromkeys(VERBS, 1.0), decline=NONE_FIT[role])
@@ -375,7 +375,7 @@ def example(rng, role, habits, ease=0.0):
         spec = generator.Spec(spec.domain, spec.context, rng.randint(2, 3), min(1, spec.calls))
     manners = MANNER_HABITS if role == "generator" and habits else SKILL_MANNERS
     registers = REGISTER_HABITS if role == "generator" and habits else dict.fromkeys(REGISTERS, 1)
-    given = role != "judge" and rng.random() < GIVEN
+    given = role != "judge" and rng.random() < GIVEN_MENU
     case = sample_case(rng, spec, registers=registers, manners={"plain": 1} if easy else manners,
                        given=given)
     if role == "judge":

@@ -19,10 +19,12 @@ DOCS = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
 
 def test_the_first_numbers_are_the_means_of_the_seeds():
     first = re.search(r"^\| embedded model.*\| (.*) \| (.*) \| (.*) \| (.*) \|$", README, re.M)
-    seeds = re.findall(r"^\| \d \| (.*) \| (.*) \| (.*) \| (.*) \|$", README, re.M)
-    assert len(seeds) >= 3
-    for shown, column in zip(first.groups(), zip(*seeds)):
-        assert float(shown) == round(mean(map(float, column)), 1)
+    base, *iterations = map(float, first.groups())
+    rows = re.findall(r"^\| iteration \d \| (.*) \|$", README, re.M)
+    assert len(rows) == 3 and f"the base has {base}:" in README
+    for shown, row in zip(iterations, rows):
+        *seeds, average = map(float, row.split(" | "))
+        assert len(seeds) == 5 and shown == average == round(mean(seeds), 1)
 
 
 def test_the_number_of_parameters_is_the_files():
