@@ -2,10 +2,10 @@
 pretrained on.
 
 It stands in for a weak instruction-tuned LLM. Through exactly the prompts that a large model gets
-it speaks all three roles (Generator, Solver, judge). It copies values
-and fills in calls well, but as Solver it does not understand many of the words that people use,
-and as Generator it mostly writes what that Solver finds trivial or hopeless. Self-play has to find the tasks between,
-and to learn from them. docs/tiny.md says what each habit is for.
+it speaks all three roles (Generator, Solver, judge). It copies values and fills in calls well, but
+as Solver it does not understand many of the words that people use, and as Generator it mostly
+writes what that Solver finds trivial or hopeless. Self-play has to find the tasks between, and to
+learn from them. docs/tiny.md says what each habit is for.
 
     python tiny.py        # rebuilds tiny/ from nothing: about half an hour on one core
 
@@ -32,7 +32,7 @@ from verify import Task
 
 PATH = Path(__file__).parent / "tiny"
 SKILL_STEPS, HABIT_STEPS = 8_000, 800
-GIVEN_MENU = 0.2              # share of the Solver's and the Generator's examples
+GIVEN_MENU = 0.2              # share of the Generator's and Solver's examples with a user's menu
 BATCH = 16                    # examples a step
 HELDOUT_TASKS = 500
 NONE_FIT = {"solver": 0.2, "generator": 0.15, "judge": 0.15}  # share of examples where no tool fits
@@ -168,8 +168,9 @@ def sample_case(rng, spec, heldout=False,
 
 def menu(rng, verb, nouns, spec, heldout):
     """The (verb, noun) pairs of a menu: the wanted tools, the twin of the first, and the tools for
-    its noun whose verbs stand around its own in the alphabet. A model this small can write down such rows
-    without leaving out or repeating one. Where no tool fits, the row is for another noun, without the twin."""
+    its noun whose verbs stand around its own in the alphabet. A model this small can write down
+    such rows without leaving out or repeating one. Where no tool fits, the row is for another noun,
+    without the twin."""
     noun, *more = nouns
     if not spec.calls:
         others = [other for other in NOUNS if other != noun
@@ -185,7 +186,8 @@ def menu(rng, verb, nouns, spec, heldout):
 
 def given_menu(rng, verb, nouns, spec, heldout):
     """The (verb, noun) pairs of a menu such as a user might bring: the wanted tools, the twin of
-    the first, and any tools for its noun, sorted by name. Where no tool fits, they are for another noun."""
+    the first, and any tools for its noun, sorted by name. Where no tool fits, they are for another
+    noun."""
     noun, *more = nouns
     if not spec.calls:
         noun = rng.choice([other for other in NOUNS if other != noun
@@ -227,7 +229,7 @@ def heldout(size=HELDOUT_TASKS, fits=True):
 
 
 # ---------------------------------------------------------------------------------------------
-# What the base model says: the right completion, and its habits
+# What the base model says: the right completion, its mistakes and its habits
 
 # How often the base Solver takes a word for what it means. Else it takes it for another verb;
 # every eighth word it takes for a thing that no tool does.
