@@ -119,6 +119,11 @@ def is_reserved(verb, noun):
     return (NOUNS.index(noun) - pair_of(verb)) % 6 == 0
 
 
+def is_shown(verb, noun, heldout):
+    """May the tool stand in a menu of pretraining or, `heldout`, of a held-out task?"""
+    return heldout or not is_reserved(verb, noun)
+
+
 def make_tool(verb, noun):
     """The tool verb_noun; all its parameters are required."""
     names = [NAMES[kind][pair_of(verb) % len(NAMES[kind])] for kind in VERBS[verb].split()]
@@ -173,11 +178,10 @@ def menu(rng, verb, nouns, spec, heldout):
     without the twin."""
     noun, *more = nouns
     if not spec.calls:
-        others = [other for other in NOUNS if other != noun
-                  and (heldout or not is_reserved(verb, other))]
+        others = [other for other in NOUNS if other != noun and is_shown(verb, other, heldout)]
         noun = others[NOUNS.index(noun) % len(others)]
-    row = sorted(v for v in VERBS if v == verb or v != twin(verb)
-                 and (heldout or not is_reserved(v, noun)))
+    row = sorted(v for v in VERBS
+                 if v == verb or v != twin(verb) and is_shown(v, noun, heldout))
     size = spec.tools - spec.calls
     start = row.index(verb) - rng.randrange(size)
     row = [(row[(start + n) % len(row)], noun) for n in range(size)]
@@ -190,11 +194,11 @@ def given_menu(rng, verb, nouns, spec, heldout):
     noun."""
     noun, *more = nouns
     if not spec.calls:
-        noun = rng.choice([other for other in NOUNS if other != noun
-                           and (heldout or not is_reserved(verb, other))])
+        noun = rng.choice([other for other in NOUNS
+                           if other != noun and is_shown(verb, other, heldout)])
     pairs = [(verb, noun), (twin(verb), noun)] + [(verb, other) for other in more]
-    others = [(v, noun) for v in VERBS if v not in (verb, twin(verb))
-              and (heldout or not is_reserved(v, noun))]
+    others = [(v, noun) for v in VERBS
+              if v not in (verb, twin(verb)) and is_shown(v, noun, heldout)]
     return sorted(pairs + rng.sample(others, spec.tools - len(pairs)))
 
 
@@ -283,17 +287,19 @@ def generator_style(rng, domain):
     return rng.choices(list(FORM_HABITS), list(FORM_HABITS.values()))[0]
 
 
+def values_of(call):
+    """Its arguments as Python would write them, without quotes."""
+    return ", ".join(f"{name}={value}" for name, value in call["arguments"].items())
+
+
 def plan(calls):
     """The calls in short, for a <think> block."""
-    return "; ".join(f"{call['name']} with " + ", ".join(
-        f"{name}={value}" for name, value in call["arguments"].items()) for call in calls)
+    return "; ".join(f"{call['name']} with {values_of(call)}" for call in calls)
 
 
 def python_syntax(calls):
     """The calls as Python would write them: not JSON."""
-    return "[" + "; ".join(f"{call['name']}(" + ", ".join(
-        f"{name}={value}" for name, value in call["arguments"].items()) + ")"
-        for call in calls) + "]"
+    return "[" + "; ".join(f"{call['name']}({values_of(call)})" for call in calls) + "]"
 
 
 def other_tool(rng, calls, tools):

@@ -143,6 +143,13 @@ def test_a_users_menu_is_given_and_not_written():
     assert draft.tools == other and generator.validity_reward(draft) == pytest.approx(0.2)
 
 
+def test_no_prompt_is_longer_than_the_longest():
+    rng, longest = random.Random(0), len(generator.longest_prompt()[1]["content"])
+    specs = [generator.sample_spec(rng, decline=0.5) for _ in range(300)]
+    assert any(spec.calls == 0 and spec.context == "multi_turn" for spec in specs)
+    assert all(len(generator.prompt(spec)[1]["content"]) <= longest for spec in specs)
+
+
 def test_one_value_in_any_call_is_enough_to_be_grounded():
     bare = TOOLS[:-1] + ', {"name": "stop", "description": "Stop.", "parameters": {}}]'
     stop = '{"name": "stop", "arguments": {}}'

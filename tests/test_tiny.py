@@ -192,6 +192,7 @@ def test_the_base_generates_and_judges(base):
 def test_the_base_writes_tasks_for_the_tools_of_the_example(base):
     rng = random.Random(8)
     tools = read_menu(json.loads((ROOT / "example_tools.json").read_text()))
+    assert all(tiny.is_reserved(*tool["name"].split("_")) for tool in tools)
     specs = [generator.sample_spec(rng, {generator.OWN_DOMAIN: 1.0}, tools) for _ in range(32)]
     prompts = [lms.encode_chat(base.tokenizer, generator.prompt(spec)) for spec in specs]
     drafts = [generator.read(group[0].text, spec.menu) for spec, group in
