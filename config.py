@@ -148,7 +148,7 @@ PRESETS = {
     "paper": {},
     "small": SMALL,
     "tiny": TINY,
-    "ablation": TINY | dict(generator_steps=12, heldout_tasks=250),
+    "ablation": TINY | dict(generator_steps=16, solver_steps=6, heldout_tasks=250),
 }
 # What may differ when a run is resumed.
 CHANGEABLE = {"run_dir", "iterations", "save_every", "collective_timeout", "assert_invariants"}
