@@ -25,10 +25,14 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 import coldstart_world
+import curriculum
+import grpo
 import model as lms
 import serving
 from cli import Parser, Refused, checked, positive, refuse
 from disk import write_json
+from generator import TAGS
+from verify import Task
 
 WARM_UP = 0.05               # share of the steps
 MOST_GRADIENT = 1.0          # norm at which the gradient is clipped
@@ -82,12 +86,12 @@ class Trainer:
         Returns:
             (loss, tokens read), the same on every rank. Refused if the loss is not finite.
         """
-        rows = sorted(encode(self.lm, examples), key=length)
-        assistant_tokens = sum(len(row.ids) for row in rows)
+        groups = [[row] for row in sorted(encode(self.lm, examples), key=length)]
+        assistant_tokens = sum(len(row.ids) for row, in groups)
         rank, world = lms.rank_and_world()
         loss = torch.zeros((), device=self.lm.model.device)
-        for micro in cut(rows[rank::world], self.micro_tokens):
-            packed = lms.pack([[row] for row in micro], loss.device)
+        for micro in grpo.cut(groups, rank, world, self.micro_tokens):
+            packed = lms.pack([groups[n] for n, _ in micro], loss.device)
             part = -lms.token_logprobs(self.lm.model, packed)[0].sum() / assistant_tokens
             part.backward()
             loss += part.detach()
@@ -102,7 +106,7 @@ class Trainer:
                           "--learning_rate")
         self.update()
         self.losses.append(loss.item())
-        return loss.item(), sum(map(length, rows))
+        return loss.item(), sum(length(row) for row, in groups)
 
     @torch.no_grad()
     def update(self):
@@ -145,29 +149,18 @@ class Trainer:
 
 def encode(lm, examples):
     """model.Rollouts whose completions are what is to be said; without those that the model's
-    positions do not reach."""
-    rows = []
+    positions do not reach. A tag that the template has opened is not said again, or is closed
+    where nothing is to be thought."""
+    rows, tag = [], lms.opened(lms.chat_text(lm.tokenizer, lms.TURNS[:2])).strip()
     for messages, completion in examples:
-        ids = lm.tokenizer.encode(completion, add_special_tokens=False)
-        rows.append(lms.Rollout(lms.encode_chat(lm.tokenizer, messages),
-                                [*ids, lm.tokenizer.eos_token_id], completion, True, []))
-    return [row for row in rows if length(row) <= lm.model.config.max_position_embeddings]
+        prompt = lms.encode_chat(lm.tokenizer, messages, close=not completion.startswith(tag))
+        ids = lm.tokenizer.encode(completion.removeprefix(tag), add_special_tokens=False)
+        rows.append(lms.Rollout(prompt, [*ids, lm.tokenizer.eos_token_id], completion, True, []))
+    return [row for row in rows if length(row) <= lms.positions(lm.model.config)]
 
 
 def length(row):
     return len(row.prompt) + len(row.ids)
-
-
-def cut(rows, budget):
-    """Micro-batches of at most `budget` tokens, a longer row alone: a list of lists."""
-    batches, used = [], 0
-    for row in rows:
-        if not batches or used + length(row) > budget:
-            batches.append([])
-            used = 0
-        batches[-1].append(row)
-        used += length(row)
-    return batches
 
 
 def schedule(step, steps):
@@ -213,7 +206,8 @@ def run(args):
     if (args.out / "model.safetensors").exists():
         raise Refused(f"{args.out} holds a finished model: give another --out")
     device = engine.init_distributed()
-    tokenizer = checked(lms.load_tokenizer, args.model)
+    tokenizer = checked(lms.load_tokenizer, args.model, TAGS)
+    checked(lms.choice_ids, tokenizer, curriculum.judge_prompt(Task("", [], [])), curriculum.SCORES)
     lm = checked(lms.load, args.model, tokenizer, torch.float32, device)
     if args.gradient_checkpointing:
         lm.model.gradient_checkpointing_enable()
@@ -234,9 +228,9 @@ def run(args):
     train(trainer, lambda step: coldstart_world.examples(args.seed, step, args.steps, args.batch),
           save)
     if first:
-        serving.write_checkpoint(args.out, lm, trainer.masters)
         write_json(args.out / coldstart_world.RECORD,
                    {"settings": settings, "losses": trainer.losses})
+        serving.write_checkpoint(args.out, lm, trainer.masters)
         state.unlink(missing_ok=True)
         print(f"wrote {args.out}")
     lms.leave_group()

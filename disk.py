@@ -135,18 +135,17 @@ class Directory:
 
     # Opening -----------------------------------------------------------------------------------
 
-    def claim(self, needed=0):
-        """Rank 0, before anything else: take the lock, and see that there is room.
-
-        Args:
-            needed: bytes that the run will write.
-        """
+    def claim(self):
+        """Rank 0, before anything else: take the lock."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
         except OSError as error:
             raise Refused(f"{self.path} cannot be written ({error.strerror}): "
                           "give another --run_dir") from None
+
+    def see_room(self, needed):
+        """Refused where the disk has no room for the bytes that the run will have written."""
         free = shutil.disk_usage(self.path).free
         needed -= sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
         if free < needed:

@@ -48,22 +48,26 @@ def encode(lm, task):
     return lms.encode_chat(lm.tokenizer, solver.prompt(task.question, task.tools))
 
 
-def solve(lm, tasks, max_tokens, rows, label=None, encode=encode):
-    """The model's greedy answer to each task: list of Rollouts.
+def solve(lm, prompts, max_tokens, rows, label=None):
+    """The model's greedy answer to each prompt: list of texts.
     All ranks call it, all get everything.
 
     Args:
+        prompts: lists of ids.
         rows: prompts decoded together.
         label: of a progress bar; None shows none.
-        encode: makes the prompt: this file's, or native.encode.
     """
     rank, world = lms.rank_and_world()
-    # A chunk for each rank at a time: what stands in a chunk does not depend on the ranks.
-    starts, answers = range(0, len(tasks), rows * world), []
+    order, texts = sorted(range(len(prompts)), key=lambda n: len(prompts[n])), [None] * len(prompts)
+    # A chunk for each rank at a time, in the sampler's own order: what stands in a chunk does not
+    # depend on the ranks. Longest first: memory runs out at once or never.
+    starts = range(0, len(prompts), rows * world)[::-1]
     for start in tqdm(starts, label, disable=label is None or rank > 0, leave=False):
-        prompts = [encode(lm, task) for task in tasks[start:start + rows * world]]
-        answers += [group[0] for group in lms.sample(lm, prompts, 1, (), 0, max_tokens, rows)]
-    return answers
+        some = order[start:start + rows * world]
+        groups = lms.sample(lm, [prompts[n] for n in some], 1, (), 0, max_tokens, rows)
+        for n, (rollout,) in zip(some, groups):
+            texts[n] = rollout.text
+    return texts
 
 
 def answer(lm, label, rows, args):
@@ -71,18 +75,12 @@ def answer(lm, label, rows, args):
     encoder = native.encode if args.native else encode
     room = min(lms.positions(lm.model.config) - args.max_completion,
                args.max_prompt or sys.maxsize)
-    lengths = [len(encoder(lm, row.task)) for row in rows]
-    problems = ["broken row" if row.problem else "prompt too long" if length > room else None
-                for row, length in zip(rows, lengths)]
-    # Longest first: rows of a chunk are alike, and memory runs out at once or never.
-    chosen = sorted((n for n, problem in enumerate(problems) if problem is None),
-                    key=lambda n: -lengths[n])
-    texts = [None] * len(rows)
-    answers = solve(lm, [rows[n].task for n in chosen], args.max_completion, args.rows, label,
-                    encoder)
-    for n, rollout in zip(chosen, answers):
-        texts[n] = rollout.text
-    return texts, problems
+    prompts = [encoder(lm, row.task) for row in rows]
+    problems = ["broken row" if row.problem else "prompt too long" if len(ids) > room else None
+                for row, ids in zip(rows, prompts)]
+    asked = [ids for ids, problem in zip(prompts, problems) if problem is None]
+    texts = iter(solve(lm, asked, args.max_completion, args.rows, label))
+    return [next(texts) if problem is None else None for problem in problems], problems
 
 
 def join_ranks():
@@ -116,9 +114,12 @@ def evaluate(args):
     convention = native.convention(lm.tokenizer, args.native)
     if convention:
         say(f"prompt: the model's own, answers read as {convention['native']}")
+    made = results.settings(args.model, args.data or DATA, args.limit, convention)
+    if args.out:
+        results.see_settings(args.out, made, sets)
     out = args.out if lms.rank_and_world()[0] == 0 else None
     if out:
-        results.write_settings(out, args.model, args.data or DATA, args.limit, convention)
+        write_json(out / results.SETTINGS, made)
     for name, rows in sets.items():
         texts, problems = answer(lm, name, rows, args)
         verdicts[name] = conclude(name, rows, texts, problems, native.reader(convention))
@@ -262,9 +263,9 @@ def cross_play(args):
     for i, path in solvers.items():
         lm = load_model(path, device, dtype)
         for j, tasks in chosen.items():
-            answers = solve(lm, tasks, config["max_verify"], config["sample_rows"],
-                            f"Solver {i}, curriculum {j}")
-            right = sum(solver.is_right(a.text, task.answer) for a, task in zip(answers, tasks))
+            texts = solve(lm, [encode(lm, task) for task in tasks], config["max_verify"],
+                          config["sample_rows"], f"Solver {i}, curriculum {j}")
+            right = sum(solver.is_right(text, task.answer) for text, task in zip(texts, tasks))
             cells.append({"solver": i, "curriculum": j, "right": right, "tasks": len(tasks),
                           "success": right / len(tasks) if tasks else None})
             say(f"Solver {i} on curriculum {j}: {right} of {len(tasks)} right")

@@ -290,7 +290,11 @@ def build(path, dtype=torch.float32, device="cpu"):
 
 
 def from_config(config, dtype=torch.float32, device="cpu"):
-    """A model of random weights, with attention as `shared_prompt_attention` has it."""
+    """A model of random weights, with attention as `shared_prompt_attention` has it, and without
+    dropout: the policy in training is the one that was sampled."""
+    for name, value in vars(config).items():
+        if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
+            setattr(config, name, 0.0)
     try:
         with torch.device(device):
             return AutoModelForCausalLM.from_config(
@@ -325,6 +329,9 @@ def model_problem(lm):
     rows, tokens = model.get_input_embeddings().weight.shape[0], len(lm.tokenizer)
     if tokens > rows:
         return f"its vocabulary of {rows} is smaller than the tokenizer's {tokens}"
+    more = model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys()
+    if more:
+        return f"{kind} keeps {min(more)} beside its weights, and only weights are read"
     special = {*lm.eos, *lm.tokenizer.all_special_ids}
     plain = [token for token in range(tokens) if token not in special]
     ids = [plain[n * len(plain) // 20] for n in range(20)]      # none of them pads

@@ -351,9 +351,10 @@ def start(config, story):
     tokenizer, score_ids, shape = read_model(config)
     engine.settings(config)
     device = engine.init_distributed(config.collective_timeout)
-    needed = check.disk_bytes(check.count_parameters(shape), config.iterations)
-    files, told = open_directory(config, needed)
+    files, told = open_directory(config)
     if [config.iterations, "evaluation"] not in files.state["finished"]:
+        needed = check.disk_bytes(check.count_parameters(shape), config.iterations)
+        on_rank0(lambda: files.see_room(needed))
         try:
             run = Run(config, files, tokenizer, score_ids, device)
         except lms.BadCheckpoint as error:
@@ -387,15 +388,11 @@ def read_model(config):
     return tokenizer, score_ids, shape
 
 
-def open_directory(config, needed):
+def open_directory(config):
     """(the run's directory, what to tell the user or None): claimed, seen by every rank, and
-    brought back to its last saved step.
-
-    Args:
-        needed: bytes that the run will write.
-    """
+    brought back to its last saved step."""
     files = Directory(config.path, *lms.rank_and_world())
-    on_rank0(lambda: files.claim(needed))
+    on_rank0(files.claim)
     holder = on_rank0(lambda: (files.path / "lock").read_text())
     on_every_rank(lambda: see_lock(files.path, holder))
     on_rank0(lambda: write_json(files.path / "config.json", record(config) | {

@@ -83,8 +83,8 @@ def train_generator(run, i):
                       for spec, group in zip(specs, groups) for rollout in group]
         probe(run, candidates)
         parts = [generator.reward(candidate.draft, difficulty(config, candidate.pass_rate),
-                                  semantic(config, score), not config.no_grounding)
-                 for candidate, score in zip(candidates, judge(run, candidates))]
+                                  semantic, not config.no_grounding)
+                 for candidate, semantic in zip(candidates, judge(run, candidates))]
         run.learn(groups, parts, {"valid": mean(part["validity"] > 0.999 for part in parts)}
                   | difficulty_metrics(candidates) | diversity_metrics(candidates))
     run.save()
@@ -177,19 +177,18 @@ def pass_rates(run, tasks, samples, purpose, first):
 
 
 def judge(run, candidates):
-    """The frozen Solver's score 1..5 of each task; None where there is no task to judge."""
-    scores = [None] * len(candidates)
+    """r_sem of each task, by the frozen Solver's score; 0 where there is no task, or its prompt is
+    too long. None where the ablation leaves it out."""
     if run.config.no_judge:
-        return scores
+        return [None] * len(candidates)
     prompts = {n: run.encode(curriculum.judge_prompt(candidate.task), close=True)
                for n, candidate in enumerate(candidates) if candidate.task}
     prompts = {n: ids for n, ids in prompts.items() if len(ids) <= run.config.max_prompt}
     with run.timed("probing"):
         picks = lms.choose(run.frozen, list(prompts.values()), run.score_ids,
                            run.config.sample_rows)
-    for n, pick in zip(prompts, picks):
-        scores[n] = pick + 1
-    return scores
+    found = {n: curriculum.semantic_reward(pick + 1) for n, pick in zip(prompts, picks)}
+    return [found.get(n, 0.0) for n in range(len(candidates))]
 
 
 def difficulty(config, p):
@@ -197,13 +196,6 @@ def difficulty(config, p):
     if config.no_difficulty:
         return None
     return 0.0 if p is None else curriculum.band_pass(p, config.probes, config.band)
-
-
-def semantic(config, score):
-    """r_sem of a judge's score (None: no task), or None where the ablation leaves it out."""
-    if config.no_judge:
-        return None
-    return 0.0 if score is None else curriculum.semantic_reward(score)
 
 
 def difficulty_metrics(candidates):
@@ -318,8 +310,8 @@ def solved(run, tasks):
 
 def solve(run, tasks):
     """The frozen Solver's greedy answers, as texts."""
-    answers = evaluation.solve(run.frozen, tasks, run.config.max_verify, run.config.sample_rows)
-    return [answer.text for answer in answers]
+    prompts = [run.encode(question(task)) for task in tasks]
+    return evaluation.solve(run.frozen, prompts, run.config.max_verify, run.config.sample_rows)
 
 
 def main(argv=None):

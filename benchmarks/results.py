@@ -12,7 +12,9 @@ from collections import Counter
 from benchmarks.loaders import LOADERS
 from benchmarks.score import KINDS, mcnemar, paired_difference, unweighted_mean, wilson
 from cli import Refused
-from disk import read_json, read_lines, replace_file, to_lines, write_json
+from disk import read_json, read_lines, replace_file, to_lines
+
+SETTINGS = "settings.json"
 
 # ---------------------------------------------------------------------------------------------
 # Lines
@@ -139,19 +141,27 @@ def write(out, name, rows, texts, verdicts):
     replace_file(out / f"{name}.jsonl", to_lines(lines))
 
 
-def write_settings(out, model, data, limit, convention):
-    """settings.json: what the result files beside it were made with.
+def settings(model, data, limit, convention):
+    """What SETTINGS says that the result files beside it were made with.
 
     Args:
         convention: that of the model's own, from native.convention; {}: the Solver's.
     """
-    write_json(out / "settings.json", {"model": model, "data": str(data.resolve()),
-                                       "limit": limit, "native": None} | convention)
+    return {"model": model, "data": str(data.resolve()), "limit": limit,
+            "native": None} | convention
+
+
+def see_settings(out, made, sets):
+    """Refused where a directory holds result files that stay, of other settings."""
+    stay = [file.name for file in sorted(out.glob("*.jsonl")) if file.stem not in sets]
+    if stay and read_settings(out) != made:
+        raise Refused(f"{out} holds {stay[0]} of a run with other settings ({SETTINGS} there says "
+                      "which): give another --out")
 
 
 def read_settings(out):
-    """What `write_settings` wrote; {} where there is nothing."""
-    path = out / "settings.json"
+    """The settings of a directory; {} where there are none."""
+    path = out / SETTINGS
     return read_json(path) if path.exists() else {}
 
 

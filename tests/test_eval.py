@@ -21,6 +21,12 @@ ROOT = tiny.PATH.parent
 QUICK = ["--max_completion", "96", "--limit", "12"]
 
 
+def solve(tasks):
+    """The embedded model's greedy answers."""
+    lm = evaluation.load_model("tiny", "cpu")
+    return evaluation.solve(lm, [evaluation.encode(lm, task) for task in tasks], 96, 40)
+
+
 def text(calls):
     return f"<tool_call_answer>{json.dumps(calls)}</tool_call_answer>"
 
@@ -225,9 +231,8 @@ def test_result_files(out, data):
         assert row["error"] == score.error_class(row["text"], source.task.answer)
         assert (row["verdict"] == "right") == (row["error"] is None)
     # Each answer stands beside its own question; other batches may round a few differently.
-    answers = evaluation.solve(evaluation.load_model("tiny", "cpu"),
-                               [source.task for source in loaded], 96, 12)
-    assert sum(answer.text == row["text"] for answer, row in zip(answers, rows)) >= 10
+    answers = solve([source.task for source in loaded])
+    assert sum(answer == row["text"] for answer, row in zip(answers, rows)) >= 10
     output = (out / "output.txt").read_text()
     assert "counted as wrong, broken row: 1 rows: toolalpaca_3" in output
     assert "counted as wrong, prompt too long: 1 rows: toolalpaca_4" in output
@@ -253,6 +258,15 @@ def test_scoring_again_needs_no_model(out, tmp_path, capsys):
     assert "no answer to toolalpaca_0 as it is asked now" in message
     fixtures.write_lines(tmp_path / "b/toolalpaca.jsonl", rows[1:])
     assert "no answer to toolalpaca_0" in refused(["--score", str(tmp_path / "b")], capsys)
+
+
+def test_a_directory_holds_answers_of_one_setting(out, data, tmp_path, capsys):
+    shutil.copytree(out, tmp_path / "b")
+    again = ["--benchmarks", "tiny", "--data", str(data), "--out", str(tmp_path / "b"),
+             "--max_completion", "96", "--limit", "3"]
+    message = refused(again, capsys)
+    assert "holds apibank_l1.jsonl of a run with other settings" in message
+    assert (tmp_path / "b/settings.json").read_text() == (out / "settings.json").read_text()
 
 
 def test_two_ranks_give_the_same_predictions(out, data, tmp_path):
@@ -312,18 +326,18 @@ def test_overlap(run_dir, data, capsys):
 def test_cross_play(run_dir, capsys):
     evaluation.main(["--cross_play", str(run_dir)])
     base, trained = json.loads((run_dir / "cross_play.json").read_text())
-    tasks, lm = tiny.heldout(6), evaluation.load_model("tiny", "cpu")
-    right = sum(score.error_of(answer.text, task.answer) is None
-                for task, answer in zip(tasks, evaluation.solve(lm, tasks, 96, 8)))
+    tasks = tiny.heldout(6)
+    right = sum(score.error_of(answer, task.answer) is None
+                for task, answer in zip(tasks, solve(tasks)))
     assert base == {"solver": 0, "curriculum": 1, "right": right, "tasks": 6, "success": right / 6}
     assert trained == base | {"solver": 1}
     assert f"Solver 1 on curriculum 1: {right} of 6 right" in capsys.readouterr().out
 
 
 def test_ask(tmp_path, capsys):
-    tasks, lm = tiny.heldout(40), evaluation.load_model("tiny", "cpu")
-    task = next(task for task, answer in zip(tasks, evaluation.solve(lm, tasks, 96, 40))
-                if score.error_of(answer.text, task.answer) is None)
+    tasks = tiny.heldout(40)
+    task = next(task for task, answer in zip(tasks, solve(tasks))
+                if score.error_of(answer, task.answer) is None)
     schemas = [{"type": "object", "properties": tool["parameters"], "required": tool["required"]}
                for tool in task.tools]
     openai = [{"type": "function", "function": {

@@ -19,6 +19,7 @@ from transformers import (AutoModelForCausalLM, AutoTokenizer, GenerationConfig,
 
 import model as lms
 import serving
+import tiny
 from conftest import ROOT, call
 
 QWEN = ROOT.parent / "shared" / "tokenizers" / "Qwen2.5-1.5B-Instruct"
@@ -400,6 +401,23 @@ def test_another_architecture_is_refused_in_one_line_that_names_it(name, tmp_pat
     (kind, more), reason = REFUSED[name]
     said = refusal(checkpoint(tmp_path, kind, more))
     assert reason in said and (name in said or "experts" in said)
+
+
+def test_what_is_trained_is_what_is_sampled():
+    """GPT-2 drops a tenth of its activations in training unless it is told not to."""
+    shape = transformers.GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    assert shape.resid_pdrop == 0.1
+    model = lms.from_config(shape)
+    packed = lms.pack([[lms.Rollout([1, 2, 3], [4, 5, 6], "", True, [])]], "cpu")
+    sampled = lms.token_logprobs(model, packed)[0]
+    assert torch.equal(lms.token_logprobs(model.train(), packed)[0], sampled)
+
+
+def test_a_model_with_more_than_weights_is_refused():
+    lm = lms.load(tiny.PATH, lms.load_tokenizer(tiny.PATH))
+    assert lms.model_problem(lm) is None
+    lm.model.model.register_buffer("scale", torch.ones(1))
+    assert "keeps model.scale beside its weights" in lms.model_problem(lm)
 
 
 if __name__ == "__main__":

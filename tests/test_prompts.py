@@ -6,6 +6,7 @@ from hypothesis import given, strategies as st
 from tokenizers import AddedToken
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import coldstart
 import curriculum
 import generator
 import model as lms
@@ -140,6 +141,14 @@ def test_the_judges_digit_is_read_behind_a_closed_think_block(reasoner):
     assert lms.chat_text(reasoner.tokenizer, chat, close=True).endswith("<think>\n\n</think>\n\n")
     ids = lms.choice_ids(reasoner.tokenizer, chat, curriculum.SCORES)
     assert [reasoner.tokenizer.decode([i]) for i in ids] == list("12345")
+
+
+def test_a_cold_start_goes_on_where_the_template_has_begun(reasoner):
+    """Through exactly the prompts of training, and no tag twice."""
+    thought, score = coldstart.encode(reasoner, [(CHAT, "<think>a</think>b"), (CHAT, "5")])
+    assert thought.prompt == lms.encode_chat(reasoner.tokenizer, CHAT)
+    assert lms.decode(reasoner.tokenizer, thought.ids[:-1]) == "a</think>b"
+    assert score.prompt == lms.encode_chat(reasoner.tokenizer, CHAT, close=True)
 
 
 def test_a_closed_think_block_is_left_as_it_is():

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import check
@@ -116,6 +117,14 @@ def test_the_forecast_takes_the_users_sizes(tmp_path):
     found = check.forecast(shape, config, 1)
     assert found["bucket"] == 4 * 10**6 and found["Adam's step"] == 12 * (
         2 * 10**6 + shape.vocab_size * shape.hidden_size)
+
+
+def test_the_forecast_knows_architectures_that_name_less():
+    shape = transformers.GPT2Config()
+    found = check.forecast(shape, Config(), 1)
+    assert found["KV cache"] == 12 * 2 * 768 * 2 * 64 * 6144
+    shape.intermediate_size = 4 * 768
+    assert found == check.forecast(shape, Config(), 1)
 
 
 def test_check_prints_its_table_and_loads_no_weights(tmp_path):
