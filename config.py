@@ -125,7 +125,7 @@ def read_own_tools(path):
 
 
 TINY = dict(
-    model="tiny", domains="tiny", generator_steps=14, solver_steps=12, generator_prompts=8,
+    model="tiny", domains="tiny", generator_steps=14, solver_steps=6, generator_prompts=8,
     solver_prompts=8, group_size=8, pool_size=256, curriculum_size=128, max_prompt=1024,
     max_completion=320, max_verify=128, micro_tokens=8192, sample_rows=512,
     generator_temperature=0.8,     # at 1 a fifth of its tasks has a fault, at 0.8 a tenth
@@ -148,7 +148,7 @@ PRESETS = {
     "paper": {},
     "small": SMALL,
     "tiny": TINY,
-    "ablation": TINY | dict(generator_steps=16, solver_steps=6, heldout_tasks=250),
+    "ablation": TINY | dict(generator_steps=16, heldout_tasks=250),
 }
 # What may differ when a run is resumed.
 CHANGEABLE = {"run_dir", "iterations", "save_every", "collective_timeout", "assert_invariants"}
