@@ -74,6 +74,8 @@ class Config:
     no_cross_verification: bool = False  # us, ablation: tasks are kept however the Solver answers
     order: str = "easy_first"            # P; "shuffled" is an ablation
     strict_values: bool = False          # us, ablation: r_acc shares over all of gold's arguments
+    obey_spec: bool = False              # us: a pool keeps only the numbers of tools and calls
+                                         #     that were asked for
     decline: float = 0.0                 # us: share of tasks where no tool fits and [] is right
 
     @property

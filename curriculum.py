@@ -112,18 +112,22 @@ def question_problem(question, calls, own_tools=False):
     return None
 
 
-def structural_problem(draft, task, grounding=True):
+def structural_problem(draft, task, grounding=True, obey_spec=False):
     """First reason why a candidate cannot be a task, or None.
 
     Args:
         draft: generator.Draft.
         task: its verify.Task, or None where it does not parse.
         grounding: whether values must stand in the question.
+        obey_spec: whether the task must have as many tools and calls as were asked for.
     """
     if task is None:
         return "unparsed"
     if draft.malformed:
         return "gold_malformed"
+    asked = task.spec.get("tools"), task.spec.get("calls")
+    if obey_spec and (len(task.tools), len(task.answer)) != asked:
+        return "not_as_specified"
     return (tool_problem(task.tools) or call_problem(task.answer, task.tools)
             or question_problem(task.question, task.answer, bool(task.spec.get("menu")))
             or ("not_grounded" if grounding and not grounded(task.answer, task.question) else None))

@@ -232,8 +232,8 @@ def write(run, specs, samples, purpose, first):
 def sieve(run, candidates):
     """Drop what is not sound, what repeats an earlier one, and what does not fit into a prompt."""
     for candidate in candidates:
-        candidate.reason = curriculum.structural_problem(candidate.draft, candidate.task,
-                                                         not run.config.no_grounding)
+        candidate.reason = curriculum.structural_problem(
+            candidate.draft, candidate.task, not run.config.no_grounding, run.config.obey_spec)
     sound = [candidate for candidate in candidates if candidate.reason is None]
     for candidate, repeat in zip(sound, curriculum.duplicates([c.task for c in sound])):
         if repeat:

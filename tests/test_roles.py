@@ -86,6 +86,15 @@ def test_structural_checks(text, problem):
     assert curriculum.structural_problem(draft, draft.task(SPEC)) == problem
 
 
+@pytest.mark.parametrize("change, problem", [
+    ({}, None), ({"tools": SPEC.tools + 1}, "not_as_specified"), ({"calls": 2}, "not_as_specified")])
+def test_a_pool_may_keep_only_what_was_asked_for(change, problem):
+    draft = generator.read(completion())
+    task = draft.task(replace(SPEC, **change))
+    assert curriculum.structural_problem(draft, task) is None
+    assert curriculum.structural_problem(draft, task, obey_spec=True) == problem
+
+
 def test_specs_follow_the_stated_shares():
     rng = random.Random(0)
     specs = [generator.sample_spec(rng) for _ in range(20_000)]

@@ -147,7 +147,7 @@ def test_explain_names_a_source_for_every_setting():
 
 @pytest.mark.parametrize("flags", [
     ["--shared_weights", "--no_judge", "--no_grounding", "--band", "rectangular",
-     "--order", "shuffled", "--generator_temperature", "0.7"],
+     "--order", "shuffled", "--generator_temperature", "0.7", "--obey_spec"],
     ["--freeze_generator", "--no_difficulty", "--no_cross_verification", "--strict_values",
      "--solver_temperature", "2"]])
 def test_ablations_run(tmp_path, flags):
