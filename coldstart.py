@@ -152,11 +152,12 @@ def encode(lm, examples):
     positions do not reach. A tag that the template has opened is not said again, or is closed
     where nothing is to be thought."""
     rows, tag = [], lms.opened(lms.chat_text(lm.tokenizer, lms.TURNS[:2])).strip()
+    room = lms.positions(lm.model.config)
     for messages, completion in examples:
         prompt = lms.encode_chat(lm.tokenizer, messages, close=not completion.startswith(tag))
         ids = lm.tokenizer.encode(completion.removeprefix(tag), add_special_tokens=False)
         rows.append(lms.Rollout(prompt, [*ids, lm.tokenizer.eos_token_id], completion, True, []))
-    return [row for row in rows if length(row) <= lms.positions(lm.model.config)]
+    return [row for row in rows if length(row) <= room]
 
 
 def length(row):

@@ -1,9 +1,11 @@
 """Scoring, statistics, and what eval.py's command line does."""
 import json
+import random
 import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, strategies as st
@@ -267,6 +269,24 @@ def test_a_directory_holds_answers_of_one_setting(out, data, tmp_path, capsys):
     message = refused(again, capsys)
     assert "holds apibank_l1.jsonl of a run with other settings" in message
     assert (tmp_path / "b/settings.json").read_text() == (out / "settings.json").read_text()
+
+
+def test_what_is_decoded_together_does_not_depend_on_the_ranks(monkeypatch):
+    """Of each slice the sampler takes `rows` prompts at a time, by length."""
+    rng, chunks = random.Random(0), {}
+    prompts = [[n] * rng.randint(1, 50) for n in range(23)]
+
+    def sample(lm, some, *_):
+        ordered = sorted(some, key=len)
+        chunks[world] += [ordered[i:i + 4] for i in range(0, len(ordered), 4)]
+        return [[SimpleNamespace(text=str(ids[0]))] for ids in some]
+
+    monkeypatch.setattr(lms, "sample", sample)
+    monkeypatch.setattr(lms, "rank_and_world", lambda: (0, world))
+    for world in (1, 2, 3):
+        chunks[world] = []
+        assert evaluation.solve(None, prompts, 9, 4) == [str(n) for n in range(23)]
+    assert sorted(chunks[1]) == sorted(chunks[2]) == sorted(chunks[3])
 
 
 def test_two_ranks_give_the_same_predictions(out, data, tmp_path):

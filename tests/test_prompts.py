@@ -1,5 +1,7 @@
 """Chat templates as real models have them, written for these tests: both messages reach the model,
 a think tag that the template opens counts, our tags survive, or one line says why not."""
+import sys
+
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -12,7 +14,7 @@ import generator
 import model as lms
 import solver
 import tiny
-from conftest import ROOT
+from conftest import ROOT, call
 from test_families import llama_tokenizer
 
 QWEN = ROOT.parent / "shared" / "tokenizers" / "Qwen2.5-1.5B-Instruct"
@@ -159,8 +161,12 @@ def test_a_closed_think_block_is_left_as_it_is():
 def test_a_tokenizer_that_changes_our_tags_is_refused(tmp_path):
     made = tokenizer(TEMPLATES["in the manner of Qwen3"])
     made.backend_tokenizer.normalizer = __import__("tokenizers").normalizers.Replace("_", " ")
-    with pytest.raises(ValueError, match="turns <available_tools> into '<available tools>'"):
+    says = "turns <available_tools> into '<available tools>'"
+    with pytest.raises(ValueError, match=says):
         save_and_load(made, tmp_path)
+    code, output = call(sys.executable, "coldstart.py", "--model", tmp_path,
+                        "--out", tmp_path / "out", ok=False)
+    assert code == 2 and says in output and not (tmp_path / "out").exists()
 
 
 def test_a_turn_that_ends_in_no_eos_is_said():

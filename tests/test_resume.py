@@ -160,7 +160,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small_run, tmp_path):
     assert same(path, small_run) == []
 
 
-def test_a_disk_without_room_is_refused_before_any_work(tmp_path):
+def test_a_disk_without_room_is_refused(tmp_path):
     (tmp_path / "there").write_bytes(bytes(2**20))
     disk.Directory(tmp_path).see_room(2**20)      # it counts what is there already
     with pytest.raises(Refused, match="needs 1048576.0 GiB more"):
