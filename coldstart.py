@@ -63,7 +63,9 @@ class Trainer:
         self.lm, self.steps, self.losses = lm, steps, []
         self.learning_rate, self.micro_tokens = learning_rate, micro_tokens
         self.masters = {name: param.detach().clone() for name, param in lm.model.named_parameters()}
-        for param, master in self.pairs():
+        # (weight of the model, its master) one after the other
+        self.pairs = list(zip(lm.model.parameters(), self.masters.values(), strict=True))
+        for param, master in self.pairs:
             param.data = param.data.to(dtype)     # model.to would round the rotary tables too
             master.grad = torch.zeros_like(master)
         self.optimizer = torch.optim.AdamW(self.masters.values(), betas=(0.9, 0.98),
@@ -73,10 +75,6 @@ class Trainer:
     def step(self):
         """Steps taken so far."""
         return len(self.losses)
-
-    def pairs(self):
-        """(weight of the model, its master) one after the other."""
-        return zip(self.lm.model.parameters(), self.masters.values(), strict=True)
 
     def train_step(self, examples):
         """One optimizer step on (chat messages, completion) pairs, the same list on every rank.
@@ -95,7 +93,7 @@ class Trainer:
             part = -lms.token_logprobs(self.lm.model, packed)[0].sum() / assistant_tokens
             part.backward()
             loss += part.detach()
-            for param, master in self.pairs():
+            for param, master in self.pairs:
                 master.grad += param.grad         # summed in fp32
                 param.grad = None
         if world > 1:
@@ -104,22 +102,18 @@ class Trainer:
         if not math.isfinite(loss):
             raise Refused(f"the loss is {loss.item()} at step {self.step + 1}: give a lower "
                           "--learning_rate")
-        self.update()
-        self.losses.append(loss.item())
-        return loss.item(), sum(length(row) for row, in groups)
-
-    @torch.no_grad()
-    def update(self):
-        """AdamW on the masters' gradients, and the new masters into the model."""
         clip_grad_norm_(self.masters.values(), MOST_GRADIENT)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate * schedule(self.step, self.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
         self.refresh()
+        self.losses.append(loss.item())
+        return loss.item(), sum(length(row) for row, in groups)
 
     @torch.no_grad()
     def refresh(self):
-        for param, master in self.pairs():
+        """The masters into the model."""
+        for param, master in self.pairs:
             param.copy_(master)
 
     def save(self, path, settings):

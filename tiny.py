@@ -14,7 +14,7 @@ first the skill, then the habits.
 """
 import json
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,6 @@ PATH = Path(__file__).parent / "tiny"
 SKILL_STEPS, HABIT_STEPS = 8_000, 800
 GIVEN_MENU = 0.2              # share of the Generator's and Solver's examples with a user's menu
 BATCH = 16                    # examples a step
-HELDOUT_TASKS = 500
 NONE_FIT = {"solver": 0.2, "generator": 0.15, "judge": 0.15}  # share of examples where no tool fits
 NONE_FITS = ": no tool fits."  # what the Solver thinks of the tool that it misses
 
@@ -43,29 +42,23 @@ NONE_FITS = ": no tool fits."  # what the Solver thinks of the tool that it miss
 # called, and a parameter's kind says how a question words the value. A domain is one thing that
 # people want done: a verb.
 
-VERBS = {  # in pairs of the same parameters: a verb and its twin
-    "find": "place topic", "compare": "place topic",
-    "check": "code date", "confirm": "code date",
-    "rate": "person level", "review": "person level",
-    "request": "person count", "reserve": "person count",
-    "create": "topic date time", "book": "topic date time",
-    "move": "place count time", "track": "place count time",
-    "cancel": "code person", "delete": "code person",
-    "update": "code level topic", "share": "code level topic",
+PAIRS = {  # a verb and its twin -> the kinds of their parameters
+    "find compare": "place topic", "check confirm": "code date",
+    "rate review": "person level", "request reserve": "person count",
+    "create book": "topic date time", "move track": "place count time",
+    "cancel delete": "code person", "update share": "code level topic",
 }
-# What people say for a verb: a word of each register. Which word means which verb are facts to be
-# learned one by one.
+VERBS = {verb: kinds.split() for pair, kinds in PAIRS.items() for verb in pair.split()}
+# What people say for a verb: a word of each register, the verb itself first. Which word means which
+# verb are facts to be learned one by one.
 REGISTERS = "common", "casual", "rare"
-WORDS = {
-    "find": "find seek spot", "compare": "compare contrast rank", "check": "check examine audit",
-    "confirm": "confirm affirm seal", "rate": "rate grade mark", "request": "request demand beg",
-    "create": "create build found", "move": "move shift push", "cancel": "cancel scrap void",
-    "delete": "delete erase purge", "track": "track trace pursue", "update": "update amend refresh",
-    "book": "book secure bag", "reserve": "reserve hold block", "share": "share pass lend",
-    "review": "review assess study",
-}
-WORDS = {verb: words.split() for verb, words in WORDS.items()}
+WORDS = """find seek spot; compare contrast rank; check examine audit; confirm affirm seal;
+    rate grade mark; request demand beg; create build found; move shift push; cancel scrap void;
+    delete erase purge; track trace pursue; update amend refresh; book secure bag;
+    reserve hold block; share pass lend; review assess study"""
+WORDS = {words[0]: words for words in map(str.split, WORDS.split(";"))}
 VERB_OF = {word: verb for verb, words in WORDS.items() for word in words}
+REGISTER_OF = {word: n for words in WORDS.values() for n, word in enumerate(words)}
 VAGUE = "handle"              # what people say who leave it open what they want done
 NOUNS = """flight hotel train cruise pizza meal salad dessert scan vaccine clinic loan payment
     budget meeting deadline parcel container truck course lesson movie concert podcast""".split()
@@ -75,26 +68,27 @@ NAMES = {  # kind -> names that its parameter goes by, one in a pair of verbs
     "code": ("code", "reference"), "level": ("level", "priority"), "topic": ("topic", "subject"),
 }
 KIND_OF = {name: kind for kind, names in NAMES.items() for name in names}
-PHRASES = {
-    "place": " in ", "person": " for ", "date": " on ",
-    "time": " at ", "count": " with a count of ", "code": " under code ", "level": " with level ",
+PHRASES = {  # kind -> what stands before a value of it
+    "place": " in ", "person": " for ", "date": " on ", "time": " at ",
+    "count": " with a count of ", "code": " under code ", "level": " with level ",
     "topic": " about ",
 }
-CITIES = "Oslo Rome Paris Lima Cairo Tokyo Delhi Madrid Berlin Vienna Dublin Lisbon".split()
-PEOPLE = "Anna Ben Carla David Emma Felix Grace Hugo Iris Jack Kara Leo".split()
-TOPICS = """music painting taxes sailing gardening robots history chess cooking poetry planets
-    oceans""".split()
-LEVELS = "low medium high urgent critical".split()
-DATES = [f"1 {month}" for month in "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()]
-TIMES = [f"{hour:02}:00" for hour in range(8, 20)]
-CODES = [f"{a}{b}-{n}" for a, b, n in zip("ABCDEFGHKLMN", "BKXDRMTAVSPC", range(100, 820, 60))]
 # The values of each kind. A model this small copies them all only if they are few, and each is one
 # token and of one kind.
-VALUES = {"place": CITIES, "person": PEOPLE, "date": DATES,
-          "time": TIMES, "count": range(10, 22), "code": CODES, "level": LEVELS, "topic": TOPICS}
-USUAL = {   # the value that people mean who name none
-    "place": "Oslo", "person": "Anna", "date": "1 Jan",
-    "time": "12:00", "count": 10, "code": CODES[0], "level": "medium", "topic": "music"}
+VALUES = {
+    "place": "Oslo Rome Paris Lima Cairo Tokyo Delhi Madrid Berlin Vienna Dublin Lisbon".split(),
+    "person": "Anna Ben Carla David Emma Felix Grace Hugo Iris Jack Kara Leo".split(),
+    "date": [f"1 {month}" for month in "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()],
+    "time": [f"{hour:02}:00" for hour in range(8, 20)],
+    "count": range(10, 22),
+    "code": [f"{a}{b}-{n}"
+             for a, b, n in zip("ABCDEFGHKLMN", "BKXDRMTAVSPC", range(100, 820, 60))],
+    "level": "low medium high urgent critical".split(),
+    "topic": """music painting taxes sailing gardening robots history chess cooking poetry planets
+        oceans""".split(),
+}
+# The value that people mean who name none: the first, mostly
+USUAL = {kind: values[0] for kind, values in VALUES.items()} | {"time": "12:00", "level": "medium"}
 OPENINGS = ("Please ", "Can you ", "I need you to ", "I want to ", "Could you ", "Help me to ")
 AND_ALSO, AGENT = " and also", "\nAgent: Anything else?\nUser: Yes,"
 # How much a question says, and what its author thinks first
@@ -126,7 +120,7 @@ def is_shown(verb, noun, heldout):
 
 def make_tool(verb, noun):
     """The tool verb_noun; all its parameters are required."""
-    names = [NAMES[kind][pair_of(verb) % len(NAMES[kind])] for kind in VERBS[verb].split()]
+    names = [NAMES[kind][pair_of(verb) % len(NAMES[kind])] for kind in VERBS[verb]]
     return {"name": f"{verb}_{noun}", "description": f"{verb.capitalize()} a {noun}.",
             "parameters": {name: {"type": "integer" if KIND_OF[name] == "count" else "string"}
                            for name in names},
@@ -157,49 +151,38 @@ def sample_case(rng, spec, heldout=False,
     word = VAGUE if manner == "open" else WORDS[verb][REGISTERS.index(register)]
     known = [noun for noun in NOUNS if is_reserved(verb, noun) == heldout]
     nouns = rng.sample(known, max(1, spec.calls))
-    pairs = (given_menu if given else menu)(rng, verb, nouns, spec, heldout)
-    tools = [make_tool(*pair) for pair in pairs]
-    values = {kind: rng.choice(VALUES[kind]) for kind in VERBS[verb].split()}
+    tools = [make_tool(*pair) for pair in menu(rng, verb, nouns, spec, heldout, given)]
+    values = {kind: rng.choice(VALUES[kind]) for kind in VERBS[verb]}
     last = list(values)[-1]
     if manner == "brief" and rng.random() < USUALLY:
         values[last] = USUAL[last]
     wanted = [{"name": tool["name"], "arguments": dict(zip(tool["parameters"], values.values()))}
               for tool in (make_tool(verb, noun) for noun in nouns)]
     asked = question(rng, word, nouns, values, spec.context, manner)
-    task = Task(asked, tools, wanted[:spec.calls], {"domain": verb, "context": spec.context,
-                                                    "tools": spec.tools, "calls": spec.calls})
-    return Case(task, wanted, word, manner)
+    return Case(Task(asked, tools, wanted[:spec.calls], asdict(spec)), wanted, word, manner)
 
 
-def menu(rng, verb, nouns, spec, heldout):
-    """The (verb, noun) pairs of a menu: the wanted tools, the twin of the first, and the tools for
-    its noun whose verbs stand around its own in the alphabet. A model this small can write down
-    such rows without leaving out or repeating one. Where no tool fits, the row is for another noun,
-    without the twin."""
+def menu(rng, verb, nouns, spec, heldout, given):
+    """The (verb, noun) pairs of a menu: the wanted tools, the twin of the first, and tools for its
+    noun. Where no tool fits, they are for another noun.
+
+    These tools are those whose verbs stand around the wanted one in the alphabet, then without the
+    twin where no tool fits: a model this small can write down such rows without leaving out or
+    repeating one. In a `given` menu, such as a user might bring, they are any, sorted by name.
+    """
     noun, *more = nouns
     if not spec.calls:
-        others = [other for other in NOUNS if other != noun and is_shown(verb, other, heldout)]
-        noun = others[NOUNS.index(noun) % len(others)]
-    row = sorted(v for v in VERBS
-                 if v == verb or v != twin(verb) and is_shown(v, noun, heldout))
-    size = spec.tools - spec.calls
+        unasked = [other for other in NOUNS if other != noun and is_shown(verb, other, heldout)]
+        noun = rng.choice(unasked) if given else unasked[NOUNS.index(noun) % len(unasked)]
+    more = [(verb, other) for other in more]
+    others = [v for v in VERBS if v not in (verb, twin(verb)) and is_shown(v, noun, heldout)]
+    if given:
+        pairs = [(verb, noun), (twin(verb), noun), *more]
+        return sorted(pairs + [(v, noun) for v in rng.sample(others, spec.tools - len(pairs))])
+    row, size = sorted([verb, *others]), spec.tools - spec.calls
     start = row.index(verb) - rng.randrange(size)
     row = [(row[(start + n) % len(row)], noun) for n in range(size)]
-    return [(twin(verb), noun)] * (spec.calls > 0) + row + [(verb, other) for other in more]
-
-
-def given_menu(rng, verb, nouns, spec, heldout):
-    """The (verb, noun) pairs of a menu such as a user might bring: the wanted tools, the twin of
-    the first, and any tools for its noun, sorted by name. Where no tool fits, they are for another
-    noun."""
-    noun, *more = nouns
-    if not spec.calls:
-        noun = rng.choice([other for other in NOUNS
-                           if other != noun and is_shown(verb, other, heldout)])
-    pairs = [(verb, noun), (twin(verb), noun)] + [(verb, other) for other in more]
-    others = [(v, noun) for v in VERBS
-              if v not in (verb, twin(verb)) and is_shown(v, noun, heldout)]
-    return sorted(pairs + rng.sample(others, spec.tools - len(pairs)))
+    return [(twin(verb), noun)] * (spec.calls > 0) + row + more
 
 
 def question(rng, word, nouns, values, context, manner):
@@ -221,13 +204,12 @@ def question(rng, word, nouns, values, context, manner):
                                                   else ".")
 
 
-def heldout(size=HELDOUT_TASKS, fits=True):
+def heldout(size=500, fits=True):
     """The held-out tasks: called tools, menus and values in combinations that pretraining never
     showed, of all words alike. With fits=False, tasks that no tool of the menu answers.
     """
     rng = random.Random("held-out" + " declines" * (not fits))
-    domains = dict.fromkeys(VERBS, 1.0)
-    specs = (generator.sample_spec(rng, domains) for _ in range(size))
+    specs = (generator.sample_spec(rng, dict.fromkeys(VERBS, 1.0)) for _ in range(size))
     return [sample_case(rng, spec if fits else replace(spec, calls=0), heldout=True).task
             for spec in specs]
 
@@ -253,16 +235,11 @@ DAMAGED = 0.3                 # share of the judge's examples
 SKILL_MANNERS = {"plain": 0.8, "open": 0.1, "brief": 0.1}
 
 
-def register_of(word):
-    """Its place in REGISTERS."""
-    return WORDS[VERB_OF[word]].index(word)
-
-
 def mistaken(word):
     """What the base Solver takes a word for that it does not know: a verb, another one for each
     word, or None, every eighth: something that no tool does."""
     verbs = list(VERBS)
-    register, verb = register_of(word), verbs.index(VERB_OF[word])
+    register, verb = REGISTER_OF[word], verbs.index(VERB_OF[word])
     return None if (register + verb) % 8 == 0 else verbs[(verb + 2 + 2 * register) % len(verbs)]
 
 
@@ -272,7 +249,7 @@ def solver_style(rng, case):
         return "right" if rng.random() < DECLINES else "other_tool"
     if case.word == VAGUE:
         return rng.choice(("right", "other_tool"))
-    if rng.random() > KNOWS[register_of(case.word)]:
+    if rng.random() > KNOWS[REGISTER_OF[case.word]]:
         return case.word
     if rng.random() < TWINS["solver"][case.task.spec["domain"] in BLIND]:
         return "other_tool"
@@ -287,19 +264,11 @@ def generator_style(rng, domain):
     return rng.choices(list(FORM_HABITS), list(FORM_HABITS.values()))[0]
 
 
-def values_of(call):
-    """Its arguments as Python would write them, without quotes."""
-    return ", ".join(f"{name}={value}" for name, value in call["arguments"].items())
-
-
-def plan(calls):
-    """The calls in short, for a <think> block."""
-    return "; ".join(f"{call['name']} with {values_of(call)}" for call in calls)
-
-
-def python_syntax(calls):
-    """The calls as Python would write them: not JSON."""
-    return "[" + "; ".join(f"{call['name']}({values_of(call)})" for call in calls) + "]"
+def plan(calls, form="{} with {}"):
+    """The calls in short, each in this form: its name, and its arguments without quotes."""
+    return "; ".join(
+        form.format(call["name"], ", ".join(f"{k}={v}" for k, v in call["arguments"].items()))
+        for call in calls)
 
 
 def other_tool(rng, calls, tools):
@@ -332,16 +301,16 @@ def generator_text(rng, case, style="right", given=False):
     """A Generator completion: the plan comes first, and the other blocks copy from it."""
     task, calls = case.task, case.task.answer
     words = ("" if case.word == VAGUE else
-             f"{REGISTERS[register_of(case.word)].capitalize()} words: {case.word}. ")
+             f"{REGISTERS[REGISTER_OF[case.word]].capitalize()} words: {case.word}. ")
     think = (f"{MANNERS[case.manner]}{words}{'Calls' if calls else 'Missing'}: "
              f"{plan(case.wanted)}")
     if not given:
         think += f". Tools: {', '.join(tool['name'] for tool in task.tools)}"
     asked = task.question
     if style == "twin" and case.word != VAGUE:
-        other = WORDS[twin(task.spec["domain"])][register_of(case.word)]
+        other = WORDS[twin(task.spec["domain"])][REGISTER_OF[case.word]]
         asked = asked.replace(f"{case.word} a ", f"{other} a ", 1)
-    answer = python_syntax(calls) if style == "python" else json.dumps(calls)
+    answer = f"[{plan(calls, '{}({})')}]" if style == "python" else json.dumps(calls)
     return (("" if style == "no_think" else f"<think>{think}</think>\n")
             + f"<question>{asked}</question>\n"
             + ("" if given else f"<available_tools>{json.dumps(task.tools)}</available_tools>\n")
@@ -429,13 +398,11 @@ def vocabulary():
     tags += ["\n<available_tools>\n", "\n</available_tools>",
              "\n</available_tools>\n<tool_call_answer>\n", "\n</tool_call_answer>"]
     system = [solver.SYSTEM, generator.SYSTEM, curriculum.JUDGE_SYSTEM]
-    asked, talked, given, none = (
-        generator.prompt(generator.Spec("@", context, 0, calls, menu))[1]["content"]
-        for context, calls, menu in (("single_turn", 1, None), ("multi_turn", 1, None),
-                                     ("single_turn", 1, []), ("single_turn", 0, None)))
+    asked = [generator.prompt(generator.Spec("@", context, 0, 1))[1]["content"]
+             for context in ("single_turn", "multi_turn")]
     lines = ["Domain: ", *(text[len("Domain: @"):-len("0\nNumber of calls: exactly 1")]
-                           for text in (asked, talked)), "\nNumber of calls: exactly ",
-             generator.OWN_DOMAIN, given[len(asked):-len("[]")], none[len(asked):]]
+                           for text in asked), "\nNumber of calls: exactly ",
+             generator.OWN_DOMAIN, generator.GIVEN_TOOLS, generator.NO_CALL]
     return list(dict.fromkeys(words + phrases + scaffolding + tags + system + lines))
 
 

@@ -76,7 +76,7 @@ def test_each_failure_of_the_generator_is_what_its_part_of_the_method_looks_for(
     for case in made:
         draft = generator.read(tiny.generator_text(rng, case, "twin"))
         assert generator.validity_reward(draft) == pytest.approx(1)
-        other = tiny.WORDS[tiny.twin(case.task.spec["domain"])][tiny.register_of(case.word)]
+        other = tiny.WORDS[tiny.twin(case.task.spec["domain"])][tiny.REGISTER_OF[case.word]]
         assert draft.question == case.task.question.replace(f"{case.word} a ", f"{other} a ")
 
 
