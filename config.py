@@ -19,7 +19,6 @@ from disk import MEND, read_json, read_json_as
 from toolfiles import read_menu
 from verify import menu_fault
 
-MOST_WEIGHT = 1e9      # of a domain: sums of weights stay exact enough
 DOMAIN_SETS = {"all": generator.DOMAINS, "tiny": dict.fromkeys(tiny.VERBS, 1.0)}
 
 
@@ -95,7 +94,7 @@ class Config:
             return {generator.OWN_DOMAIN: 1.0} if self.tools else DOMAIN_SETS[self.domains]
         weights = read_json(self.domains)
         if not isinstance(weights, dict) or not any(weights.values()) or not all(
-                type(weight) in (int, float) and 0 <= weight <= MOST_WEIGHT
+                type(weight) in (int, float) and 0 <= weight < float("inf")
                 for weight in weights.values()):
             raise ValueError(f"{self.domains} must hold one JSON object {{domain: weight}}, "
                              "weights not negative and not all 0")
@@ -117,9 +116,8 @@ def read_own_tools(path):
     for one."""
     tools = read_json_as(path, read_menu)
     if fault := menu_fault(tools):
-        reason, tool, parameter = fault
-        place = "".join(f"{word} {name!r}: " for word, name in (("tool", tool),
-                                                                ("parameter", parameter))
+        reason, *names = fault
+        place = "".join(f"{word} {name!r}: " for word, name in zip(("tool", "parameter"), names)
                         if name is not None)
         kinds = " (string, integer, number, boolean)" * (reason == "type_not_primitive")
         raise Refused(f"{path}: {place}{reason.replace('_', ' ')}{kinds}")
@@ -152,6 +150,9 @@ PRESETS = {
     "tiny": TINY,
     "ablation": TINY | dict(generator_steps=16, heldout_tasks=250),
 }
+# Flags that name a file, and the property that is its content.
+FILES = {"domains": "domain_weights", "tools": "own_tools", "deepspeed": "own_deepspeed"}
+CHOICES = {"dtype": ("bf16", "fp32"), "order": curriculum.ORDERS, "band": curriculum.BANDS}
 # What may differ when a run is resumed.
 CHANGEABLE = {"run_dir", "iterations", "save_every", "collective_timeout", "assert_invariants"}
 
@@ -173,7 +174,8 @@ def parse(argv):
             switch = (dict(type=boolean, nargs="?", const=True) if field.type is bool
                       else dict(type=field.type))
             parser.add_argument(
-                f"--{field.name}", default=argparse.SUPPRESS, **switch,
+                f"--{field.name}", default=argparse.SUPPRESS, choices=CHOICES.get(field.name),
+                **switch,
                 help=f"{sources()[field.name]} (paper: {field.default})".replace("%", "%%"))
     given = vars(parser.parse_args(argv))
     given.pop("local_rank")
@@ -196,30 +198,21 @@ def find_problem(config):
             return f"--{field.name} is {value}: it must be above 0"
     if not 0 <= config.decline < 1:
         return f"--decline is {config.decline}: it must be at least 0 and below 1"
-    if config.epsilon >= 1:
-        return f"--epsilon is {config.epsilon}: it must be below 1"
-    for name, choices in (("dtype", ("bf16", "fp32")), ("order", curriculum.ORDERS),
-                          ("band", curriculum.BANDS)):
-        if getattr(config, name) not in choices:
-            return f"--{name} is {getattr(config, name)!r}: choose {' or '.join(choices)}"
     for one, other in (("shared_weights", "freeze_generator"), ("no_judge", "no_difficulty")):
         if getattr(config, one) and getattr(config, other):
             return f"--{one} and --{other} exclude each other"
-    for name, read in (("domains", lambda: config.domain_weights),
-                       ("tools", lambda: config.own_tools),
-                       ("deepspeed", lambda: config.own_deepspeed)):
+    for flag, content in FILES.items():
         try:
-            read()
+            getattr(config, content)
         except ValueError as error:
-            return f"--{name} {error}"
+            return f"--{flag} {error}"
     return directory_problem(config)
 
 
 def record(config):
     """What config.json holds of the settings: the flags, and the content of the files they name."""
     return {"config": dataclasses.asdict(config),
-            "files": {"domains": config.domain_weights, "tools": config.own_tools,
-                      "deepspeed": config.own_deepspeed}}
+            "files": {flag: getattr(config, content) for flag, content in FILES.items()}}
 
 
 def directory_problem(config):
@@ -227,20 +220,15 @@ def directory_problem(config):
     file = config.path / "config.json"
     if not file.exists():
         return None
-    try:
-        before = read_json(file)
-        flags, contents = before["config"], before["files"]
-        iterations = flags["iterations"]
-    except (Refused, KeyError, TypeError):
-        return f"{file} is damaged{MEND}"
-    now = record(config)
+    before, now = read_json(file, MEND), record(config)
+    flags = before["config"]
     differing = [f"--{name} was {flags.get(name)!r} and is {value!r}"
                  for name, value in now["config"].items()
                  if name not in CHANGEABLE and flags.get(name) != value]
-    if iterations > config.iterations:
+    if flags["iterations"] > config.iterations:
         differing.append(f"--iterations was {flags['iterations']} and is {config.iterations}")
     differing += [f"the file of --{name} has changed" for name, value in now["files"].items()
-                  if contents.get(name) != value]
+                  if before["files"].get(name) != value]
     if differing:
         return (f"{config.path} holds a run with other settings: {'; '.join(differing)}. "
                 "Give another --run_dir")

@@ -142,16 +142,6 @@ def signature(task):
     return question, tools, calls
 
 
-def duplicates(tasks):
-    """Which of the tasks (None allowed) repeats the signature of an earlier one: list of bool."""
-    seen, repeats = set(), []
-    for task in tasks:
-        key = None if task is None else signature(task)
-        repeats.append(key is not None and key in seen)
-        seen.add(key)
-    return repeats
-
-
 # ---------------------------------------------------------------------------------------------
 # From the pool to the curriculum
 
@@ -174,12 +164,11 @@ def apportion(total, weights, available):
     {'a': 1, 'b': 3, 'c': 6}
     """
     shares = dict.fromkeys(weights, 0)
-    left = min(total, sum(available.get(key, 0) for key in weights))
+    left = min(total, sum(available.values()))
     while left:
-        open_ = {k: w for k, w in weights.items() if available.get(k, 0) > shares[k]}
+        open_ = {k: w for k, w in weights.items() if available[k] > shares[k]}
         scale = sum(open_.values())
-        exact = ({k: left * w / scale for k, w in open_.items()} if scale
-                 else {k: left / len(open_) for k in open_})
+        exact = {k: left * w / scale for k, w in open_.items()}
         deal = {k: int(x) for k, x in exact.items()}
         by_remainder = sorted(open_, key=lambda k: deal[k] - exact[k])
         for k in by_remainder[:left - sum(deal.values())]:

@@ -11,7 +11,6 @@ import importlib.util
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from statistics import mean, stdev
@@ -28,16 +27,26 @@ SPENT = ("seconds", "sampling", "probing", "training", "sync")      # columns of
 # Reading a run
 
 
-@dataclass
 class Run:
-    """What a run directory holds; a part that is not there yet is empty."""
+    """What a run directory holds, as far as it has come; a part that is not there yet is empty."""
 
-    path: Path
-    config: dict
-    metrics: list        # rows of metrics.jsonl
-    timings: list        # rows of timings.jsonl
-    heldout: dict        # {iteration: rows of heldout.jsonl}; 0 is the base model
-    examples: dict       # {iteration: rows of examples.jsonl}
+    def __init__(self, path):
+        """Refused if the directory is no run, or is damaged."""
+        self.path = Path(path)
+        if not (self.path / "config.json").exists():
+            raise Refused(f"{path} is not a run directory: it has no config.json")
+        self.config = read_json(self.path / "config.json")["config"]
+        self.metrics = read_log(self.path / "metrics.jsonl")
+        self.timings = read_log(self.path / "timings.jsonl")
+        # Counters of held-out answers: right, or the class of the error
+        self.answers = {i: Counter(row["error"] or "right" for row in rows)
+                        for i, rows in self.read_iterations("heldout.jsonl").items()}
+        self.examples = self.read_iterations("examples.jsonl")
+
+    def read_iterations(self, name):
+        """{iteration: rows of its .jsonl file of this name}; 0 is the base model."""
+        files = {i: self.path / f"iter{i}" / name for i in range(self.config["iterations"] + 1)}
+        return {i: rows for i, file in files.items() if (rows := read_lines(file))}
 
     @property
     def iterations(self):
@@ -61,24 +70,6 @@ class Run:
         """{iteration: what became of the candidates of its pool, see `fates`}."""
         return {row["iteration"]: fates(row["funnel"]) for row in self.metrics
                 if row["phase"] == "curriculum"}
-
-    @property
-    def answers(self):
-        """{iteration: Counter of its held-out answers: right, or the class of the error}."""
-        return {i: Counter(row["error"] or "right" for row in rows)
-                for i, rows in self.heldout.items()}
-
-
-def read_run(path):
-    """The Run in a directory, as far as it has come. Refused if it is none, or is damaged."""
-    path = Path(path)
-    if not (path / "config.json").exists():
-        raise Refused(f"{path} is not a run directory: it has no config.json")
-    folders = sorted((int(p.name[4:]), p) for p in path.glob("iter*") if p.name[4:].isdigit())
-    heldout, examples = ({i: rows for i, folder in folders if (rows := read_lines(folder / name))}
-                         for name in ("heldout.jsonl", "examples.jsonl"))
-    return Run(path, read_json(path / "config.json")["config"], read_log(path / "metrics.jsonl"),
-               read_log(path / "timings.jsonl"), heldout, examples)
 
 
 def fates(funnel):
@@ -113,13 +104,13 @@ def t_interval(values):
     return f"{mean(values) - half:+.1f} to {mean(values) + half:+.1f}"
 
 
-def smooth(values, reach=2):
-    """Mean over each value and its `reach` neighbours on both sides.
+def smooth(values):
+    """Mean over each value and its two neighbours on both sides.
 
-    >>> smooth([0, 3, 0, 3], reach=1)
-    [1.5, 1, 2, 1.5]
+    >>> smooth([0, 6, 0, 6])
+    [2, 3, 3, 4]
     """
-    return [mean(values[max(0, n - reach):n + reach + 1]) for n in range(len(values))]
+    return [mean(values[max(0, n - 2):n + 3]) for n in range(len(values))]
 
 
 def standing(p):
@@ -183,8 +174,8 @@ def panels(run):
     task, answer = ([name for name in run.names(phase) if name.startswith("reward_")]
                     for phase in ROLES)
     wanted = [
-        (run.heldout, "Held-out accuracy", "greedy; 95 % Wilson interval", accuracy_panel),
-        (run.heldout, "Held-out answers by kind", "right, or the class of the error", kinds_panel),
+        (run.answers, "Held-out accuracy", "greedy; 95 % Wilson interval", accuracy_panel),
+        (run.answers, "Held-out answers by kind", "right, or the class of the error", kinds_panel),
         (run.pools, "What became of the pool", "share of candidates", pool_panel),
         (task, "Generator: reward parts", "mean over completions", curves, ["generator"], task),
         (task, "Generator: its tasks", "share of completions; of questions",
@@ -295,7 +286,7 @@ def share_axis(axes, top=1, columns=2):
 
 def page(run):
     """report.md as a string."""
-    done = max(run.heldout, default=0)
+    done = max(run.answers, default=0)
     lines = [f"# {run.path.resolve().name}", "",
              "Preset {preset}, model {model}, seed {seed}; {done} of {iterations} iterations "
              "evaluated.".format(done=done, **run.config), time_spent(run), ""]
@@ -330,22 +321,12 @@ def heldout_section(run):
     for i, count in run.answers.items():
         p, low, high = (f"{100 * bound:.1f}" for bound in wilson(count["right"], count.total()))
         declined = [100 * x for x in run.metric(i, "evaluation", "heldout_declined").values()]
-        rows.append([solver_name(i), p, f"{low} to {high}", spread(declined), *won_and_lost(run, i),
+        rows.append([solver_name(i), p, f"{low} to {high}", spread(declined),
                      *(count[kind] for kind in wrong)])
-    head = ["", "right, %", "95 % interval", "declined, %", "newly right", "forgotten", *wrong]
+    head = ["", "right, %", "95 % interval", "declined, %", *wrong]
     return rows and table(head, rows) + [
-        "", "Greedy answers; Wilson's interval. Declined: where no tool fits. Newly right and "
-        "forgotten are tasks, against the row above; then come the wrong answers by kind."]
-
-
-def won_and_lost(run, i):
-    """Held-out tasks that Solver i has right and the one before had wrong, and the other way round;
-    dashes for the base."""
-    if i - 1 not in run.heldout:
-        return "-", "-"
-    pairs = [(a["error"] is None, b["error"] is None)
-             for a, b in zip(run.heldout[i - 1], run.heldout[i])]
-    return pairs.count((False, True)), pairs.count((True, False))
+        "", "Greedy answers; Wilson's interval. Declined: where no tool fits. Then come the wrong "
+        "answers by kind."]
 
 
 def training_section(run):
@@ -410,7 +391,7 @@ def tasks_section(run):
 
 def compare(runs):
     """Markdown lines: held-out accuracy, averaged over the runs that differ in their seed only."""
-    last = max(max(run.heldout, default=0) for run in runs)
+    last = max(max(run.answers, default=0) for run in runs)
     rows = []
     for settings, members in grouped(runs).items():
         found = [{i: 100 * count["right"] / count.total() for i, count in run.answers.items()}
@@ -448,7 +429,7 @@ def write(run_dir):
     Returns:
         One line for the screen: what was written.
     """
-    run, drawn = read_run(run_dir), importlib.util.find_spec("matplotlib") is not None
+    run, drawn = Run(run_dir), importlib.util.find_spec("matplotlib") is not None
     if drawn and panels(run):
         draw(run, run.path / "curves.png")
     (run.path / "report.md").write_text(page(run))
@@ -460,7 +441,7 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory")
     try:
-        runs = [read_run(path) for path in parser.parse_args().runs]
+        runs = [Run(path) for path in parser.parse_args().runs]
         for run in runs:
             print(write(run.path))
     except Refused as problem:

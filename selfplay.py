@@ -133,8 +133,8 @@ def evaluate(run, i):
     if i > 0:
         write_examples(run, i)
     run.load(run.frozen, run.solver_path(i))
-    rows = solved(run, tiny.heldout(run.config.heldout_tasks))
-    none_fits = solved(run, tiny.heldout(max(1, 2 * len(rows) // 5), fits=False))
+    rows = solve(run, tiny.heldout(run.config.heldout_tasks))
+    none_fits = solve(run, tiny.heldout(max(1, 2 * len(rows) // 5), fits=False))
     run.write_rows("heldout.jsonl", rows)
     run.write_rows("none_fits.jsonl", none_fits)
     accuracy, declined = (mean(row["error"] is None for row in some) for some in (rows, none_fits))
@@ -231,15 +231,17 @@ def write(run, specs, samples, purpose, first):
 
 def sieve(run, candidates):
     """Drop what is not sound, what repeats an earlier one, and what does not fit into a prompt."""
+    seen = set()
     for candidate in candidates:
         candidate.reason = curriculum.structural_problem(
             candidate.draft, candidate.task, not run.config.no_grounding, run.config.obey_spec)
-    sound = [candidate for candidate in candidates if candidate.reason is None]
-    for candidate, repeat in zip(sound, curriculum.duplicates([c.task for c in sound])):
-        if repeat:
-            candidate.reason = "duplicate"
-        elif not run.fits(question(candidate.task)):
-            candidate.reason = "prompt_too_long"
+        if candidate.reason is None:
+            signature = curriculum.signature(candidate.task)
+            if signature in seen:
+                candidate.reason = "duplicate"
+            elif not run.fits(question(candidate.task)):
+                candidate.reason = "prompt_too_long"
+            seen.add(signature)
     return candidates
 
 
@@ -297,21 +299,17 @@ def write_examples(run, i):
     before = solve(run, tasks)
     run.load(run.frozen, run.solver_path(i))
     run.write_rows("examples.jsonl", (
-        {"bucket": task.bucket, "task": dataclasses.asdict(task), "before": a, "after": b}
-        for task, a, b in zip(tasks, before, solve(run, tasks))))
-
-
-def solved(run, tasks):
-    """Rows of a file: each task with the frozen Solver's answer and the class of its error."""
-    return [{"question": task.question, "tools": task.tools, "gold": task.answer, "answer": text,
-             "error": error_class(text, task.answer)}
-            for task, text in zip(tasks, solve(run, tasks))]
+        {"bucket": task.bucket, "task": dataclasses.asdict(task), "before": old["answer"],
+         "after": new["answer"]} for task, old, new in zip(tasks, before, solve(run, tasks))))
 
 
 def solve(run, tasks):
-    """The frozen Solver's greedy answers, as texts."""
+    """The frozen Solver's greedy answers, as rows of a file: with the task, and the class of the
+    error."""
     prompts = [run.encode(question(task)) for task in tasks]
-    return evaluation.solve(run.frozen, prompts, run.config.max_verify, run.config.sample_rows)
+    texts = evaluation.solve(run.frozen, prompts, run.config.max_verify, run.config.sample_rows)
+    return [{"question": task.question, "tools": task.tools, "gold": task.answer, "answer": text,
+             "error": error_class(text, task.answer)} for task, text in zip(tasks, texts)]
 
 
 def main(argv=None):

@@ -57,49 +57,41 @@ def format_reward(text, none_fits=False):
     return 1.0 if fits else 0.6
 
 
-def value_share(p, g):
+def value_share(p, g, strict=False):
     """s_val of Eq. 7: share of equal values among the argument names that p and gold g both have; 1
     if neither has any, 0 without a common name.
 
-    >>> value_share({"a": 1}, {"a": 1, "b": 2, "c": 3, "d": 4})
-    1.0
+    Args:
+        strict: take all of gold's names (ours), so that one left out is wrong.
+
+    >>> p, g = {"a": 1}, {"a": 1, "b": 2, "c": 3, "d": 4}
+    >>> value_share(p, g), value_share(p, g, strict=True)
+    (1.0, 0.25)
     """
-    common = [key for key in g if key in p]
-    if not common:
+    names = [key for key in g if strict or key in p]
+    if not names:
         return float(not p and not g)
-    return sum(values_equal(p[key], g[key]) for key in common) / len(common)
+    return sum(key in p and values_equal(p[key], g[key]) for key in names) / len(names)
 
 
-def strict_value_share(p, g):
-    """A stricter s_val (ours): the share over all of gold's argument names, so that one left out is
-    wrong.
-
-    >>> strict_value_share({"a": 1}, {"a": 1, "b": 2, "c": 3, "d": 4})
-    0.25
-    """
-    if not g:
-        return float(not p)
-    return sum(key in p and values_equal(p[key], g[key]) for key in g) / len(g)
-
-
-def call_similarity(predicted, gold, s_val=value_share):
+def call_similarity(predicted, gold, strict_values=False):
     """s = 0.2 s_name + 0.3 s_key + 0.5 s_val of two calls, in 0..1   (Eq. 7)
 
-    s_name: name equality, 0 or 1. s_key: F1 of the argument names, 1 if both have none. s_val: one
-    of the two functions above.
+    s_name: name equality, 0 or 1. s_key: F1 of the argument names, 1 if both have none. s_val:
+    `value_share`.
 
     >>> part = {"name": "f", "arguments": {"a": 1}}
     >>> gold = {"name": "f", "arguments": {"a": 1, "b": 2, "c": 3}}
-    >>> call_similarity(part, gold), round(call_similarity(part, gold, strict_value_share), 4)
+    >>> call_similarity(part, gold), round(call_similarity(part, gold, strict_values=True), 4)
     (0.85, 0.5167)
     """
     p, g = predicted["arguments"], gold["arguments"]
     s_name = float(predicted["name"] == gold["name"])
     s_key = 2 * len(p.keys() & g.keys()) / (len(p) + len(g)) if p or g else 1.0
-    return 0.2 * s_name + 0.3 * s_key + 0.5 * s_val(p, g)
+    return 0.2 * s_name + 0.3 * s_key + 0.5 * value_share(p, g, strict_values)
 
 
-def accuracy_reward(calls, gold, s_val=value_share):
+def accuracy_reward(calls, gold, strict_values=False):
     """r_acc = mean over gold calls of s / (1 + 0.25 max(0, |predictions| - |gold|))   (Eq. 7)
 
     Each gold call in turn takes the best prediction that is still unused. Malformed elements count
@@ -109,7 +101,7 @@ def accuracy_reward(calls, gold, s_val=value_share):
     Args:
         calls: verify.Calls, the predictions.
         gold: list of calls.
-        s_val: value_share (the paper's) or strict_value_share.
+        strict_values: as for `reward`.
     """
     predictions = len(calls.calls) + calls.malformed
     if not gold:
@@ -118,7 +110,7 @@ def accuracy_reward(calls, gold, s_val=value_share):
         return 0.0
     unused, total = list(calls.calls), 0.0
     for gold_call in gold:
-        scores = [call_similarity(call, gold_call, s_val) for call in unused]
+        scores = [call_similarity(call, gold_call, strict_values) for call in unused]
         if scores:
             best = max(range(len(scores)), key=scores.__getitem__)
             total += scores[best]
@@ -136,6 +128,5 @@ def reward(text, gold, strict_values=False):
         strict_values: take s_val over all of gold's argument names (ours), not the common ones.
     """
     calls = read(text) if last_block(text, "think") else None
-    s_val = strict_value_share if strict_values else value_share
     return {"format": format_reward(text, none_fits=not gold),
-            "accuracy": accuracy_reward(calls, gold, s_val) if calls else 0.0}
+            "accuracy": accuracy_reward(calls, gold, strict_values) if calls else 0.0}

@@ -43,15 +43,15 @@ def work(texts, specs, samples):
     tasks = [draft.task(spec) for draft, spec in zip(drafts, specs)]
     spent["check"], reasons = common.seconds(
         lambda: [curriculum.structural_problem(draft, task) for draft, task in zip(drafts, tasks)])
-    sound = [task if reason is None else None for task, reason in zip(tasks, reasons)]
-    spent["signatures"], repeats = common.seconds(curriculum.duplicates, sound)
+    sound = [task for task, reason in zip(tasks, reasons) if reason is None]
+    spent["signatures"], fresh = common.seconds(
+        lambda: {curriculum.signature(task): task for task in sound})
     spent["match"], rates = common.seconds(
         lambda: [curriculum.pass_rate(found, task.answer) for found, task in zip(samples, tasks)])
     for task, rate in zip(tasks, rates):
         task.pass_rate, task.bucket = rate, curriculum.bucket(rate)
-    graded = [task for task, repeat in zip(sound, repeats) if task and not repeat]
     spent["select"], chosen = common.seconds(
-        lambda: curriculum.select(graded, len(tasks) // 5, generator.DOMAINS, 0))
+        lambda: curriculum.select(list(fresh.values()), len(tasks) // 5, generator.DOMAINS, 0))
     assert len(chosen) == len(tasks) // 5, "the candidates are meant to be sound"
     return spent
 

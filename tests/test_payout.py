@@ -163,8 +163,9 @@ def test_solver_pay_by_hand(label, right, paper, strict):
 
 
 def test_only_gold_without_arguments_pays_for_none_of_them():
-    for rule in (solver.value_share, solver.strict_value_share):
-        assert rule({}, {}) == 1 and rule({"a": 1}, {}) == 0 and rule({}, {"a": 1}) == 0
+    for strict in (False, True):
+        for p, g, share in (({}, {}, 1), ({"a": 1}, {}, 0), ({}, {"a": 1}, 0)):
+            assert solver.value_share(p, g, strict) == share
 
 
 if __name__ == "__main__":

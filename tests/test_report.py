@@ -66,7 +66,7 @@ def pictured(run_dir, monkeypatch):
     """The axes that report.py draws for a run."""
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
-    report.draw(report.read_run(run_dir), "unused")
+    report.draw(report.Run(run_dir), "unused")
     return figures[0].axes
 
 
@@ -75,8 +75,8 @@ def test_the_page_has_accuracy_training_pool_and_time_in_numbers(tmp_path):
     assert report.write(path) == f"report: {path}/report.md, curves.png"
     page = (path / "report.md").read_text()
     # Wilson's interval for n = 4, by hand.
-    assert "| base | 25.0 | 4.6 to 69.9 | 50.0 | - | - | 0 | 0 | 3 |" in page
-    assert "| Solver 2 | 75.0 | 30.1 to 95.4 | 50.0 | 1 | 0 | 0 | 0 | 1 |" in page
+    assert "| base | 25.0 | 4.6 to 69.9 | 50.0 | 0 | 0 | 3 |" in page
+    assert "| Solver 2 | 75.0 | 30.1 to 95.4 | 50.0 | 0 | 0 | 1 |" in page
     assert "| `reward` | 0 -> 3 | 0 -> 3 |" in page
     assert "| in the curriculum | 2 | 2 |" in page and "| sound, spare | 1 | 1 |" in page
     assert "| not_verified | 1 | 1 |" in page and "| `mean_pass_rate` | 0.65 | 0.65 |" in page
@@ -130,7 +130,7 @@ def test_a_log_cut_off_anywhere_is_read_up_to_its_last_whole_line(tmp_path):
     whole = (path / "metrics.jsonl").read_text()
     for size in (0, 1, len(whole) // 3, len(whole) // 2 + 5, len(whole) - 1, len(whole)):
         (path / "metrics.jsonl").write_text(whole[:size])
-        assert len(report.read_run(path).metrics) == whole[:size].count("\n")
+        assert len(report.Run(path).metrics) == whole[:size].count("\n")
     (path / "metrics.jsonl").write_text(whole[:len(whole) // 3])
     report.write(path)
 
@@ -175,7 +175,7 @@ def test_runs_are_grouped_by_settings_and_averaged_over_seeds(tmp_path):
     paths = [write_run(tmp_path / f"full{seed}", (0.25, 0.5, 0.5 + 0.25 * seed), seed=seed)
              for seed in range(3)]
     paths.append(write_run(tmp_path / "frozen", (0.25, 0.25), freeze=True))
-    rows = report.compare([report.read_run(path) for path in paths])
+    rows = report.compare([report.Run(path) for path in paths])
     # gains of 25, 50, 75 points: mean 50, deviation 25, half interval 4.303 * 25 / sqrt(3) = 62.1
     assert ("| as most | 3 | 25.0 ± 0.0 | 50.0 ± 0.0 | 75.0 ± 25.0 | 50.0 ± 25.0 "
             "| -12.1 to +112.1 |") in rows

@@ -130,7 +130,7 @@ def damage(path, name):
 
 @pytest.mark.parametrize("name, says", [
     ("state.json", "state.json is not JSON"), ("edited", "is not what this version writes"),
-    ("shortened", "curriculum.jsonl has lost lines"), ("config.json", "config.json is damaged"),
+    ("shortened", "curriculum.jsonl has lost lines"), ("config.json", "config.json is not JSON"),
     ("metrics.jsonl", "metrics.jsonl has lost lines"),
     ("iter1/curriculum.jsonl", "curriculum.jsonl has lost lines"), ("garbled", "in line 2"),
     ("iter1/generator/model.safetensors", None)])

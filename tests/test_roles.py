@@ -3,12 +3,15 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 import curriculum
 import generator
+import selfplay
 import solver
+from config import Config
 from verify import Calls, Task
 
 GOLD = [{"name": "f", "arguments": {"a": 1, "b": 2}}]
@@ -128,9 +131,11 @@ def test_short_buckets_and_domains_are_filled_from_others():
 
 
 def test_a_repeat_is_dropped_though_its_digits_differ():
-    tasks = [generator.read(completion(question=f"Please book train {n} to Oslo.")).task(SPEC)
-             for n in (1, 22)]
-    assert curriculum.duplicates([tasks[0], None, tasks[1]]) == [False, False, True]
+    run = SimpleNamespace(config=Config(), fits=lambda chat: True)
+    texts = [completion(question=f"Please book train {n} to Oslo.") for n in (1, 22)]
+    texts.insert(1, "no task")
+    found = selfplay.sieve(run, [selfplay.read(SPEC, text) for text in texts])
+    assert [candidate.reason for candidate in found] == [None, "unparsed", "duplicate"]
 
 
 def test_training_order_reaches_the_last_tasks():
