@@ -18,7 +18,6 @@ benchmarks/.
 """
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -71,16 +70,16 @@ def solve(lm, prompts, max_tokens, rows, label=None):
 
 
 def answer(lm, label, rows, args):
-    """(texts, problems) for rows; a row with a problem has no text."""
+    """Texts that answer rows; None for a broken row, and where the prompt is too long."""
     encoder = native.encode if args.native else encode
-    room = min(lms.positions(lm.model.config) - args.max_completion,
-               args.max_prompt or sys.maxsize)
+    room = lms.positions(lm.model.config) - args.max_completion
+    if room < 1:
+        raise Refused(f"--max_completion {args.max_completion} leaves no room for a prompt")
     prompts = [encoder(lm, row.task) for row in rows]
-    problems = ["broken row" if row.problem else "prompt too long" if len(ids) > room else None
-                for row, ids in zip(rows, prompts)]
-    asked = [ids for ids, problem in zip(prompts, problems) if problem is None]
-    texts = iter(solve(lm, asked, args.max_completion, args.rows, label))
-    return [next(texts) if problem is None else None for problem in problems], problems
+    asked = [not row.problem and len(ids) <= room for row, ids in zip(rows, prompts)]
+    some = [ids for ids, ask in zip(prompts, asked) if ask]
+    texts = iter(solve(lm, some, args.max_completion, args.rows, label))
+    return [next(texts) if ask else None for ask in asked]
 
 
 def join_ranks():
@@ -104,33 +103,29 @@ def load_model(path, device, dtype=torch.bfloat16):
 def evaluate(args):
     """Load, solve, score, print."""
     sets, verdicts = load_sets(args), {}
-    if args.out:
-        checked(lambda: args.out.mkdir(parents=True, exist_ok=True))
     lm = load_model(args.model, join_ranks())
-    positions = lms.positions(lm.model.config)
-    if positions <= args.max_completion:
-        raise Refused(f"--max_completion {args.max_completion} leaves no room for a prompt: "
-                      f"the model has {positions} positions")
     convention = native.convention(lm.tokenizer, args.native)
     if convention:
         say(f"prompt: the model's own, answers read as {convention['native']}")
-    made = results.settings(args.model, args.data or DATA, args.limit, convention)
+    made = {"model": args.model, "data": str((args.data or DATA).resolve()), "limit": args.limit,
+            "native": None} | convention
     if args.out:
-        results.see_settings(args.out, made, sets)
+        checked(lambda: args.out.mkdir(parents=True, exist_ok=True))
+        results.see_settings(args.out, made)
     out = args.out if lms.rank_and_world()[0] == 0 else None
     if out:
         write_json(out / results.SETTINGS, made)
     for name, rows in sets.items():
-        texts, problems = answer(lm, name, rows, args)
-        verdicts[name] = conclude(name, rows, texts, problems, native.reader(convention))
+        texts = answer(lm, name, rows, args)
+        verdicts[name] = conclude(name, rows, texts, native.reader(convention))
         if out:
             results.write(out, name, rows, texts, verdicts[name])
     say("", *results.summary_lines(verdicts))
 
 
-def conclude(name, rows, texts, problems, read):
+def conclude(name, rows, texts, read):
     """Verdicts on a set, printed."""
-    verdicts = [score.judge(*row, read) for row in zip(rows, texts, problems)]
+    verdicts = [score.judge(row, text, read) for row, text in zip(rows, texts)]
     say(*results.set_lines(name, rows, verdicts))
     return verdicts
 
@@ -146,15 +141,13 @@ def load_sets(args):
 
 def score_again(args):
     """Score the files of --score again, with the data and the limit that they were made with."""
-    settings, verdicts = results.read_settings(args.score), {}
+    made, verdicts = read_json(args.score / results.SETTINGS), {}
     for name in LOADERS:
         stored = results.read(args.score, name)
         if stored:
-            rows = load(name, args.data or settings.get("data") or DATA, settings.get("limit"))
-            texts, problems = results.stored_answers(stored, name, rows)
-            verdicts[name] = conclude(name, rows, texts, problems, native.reader(settings))
-    if not verdicts:
-        raise Refused(f"{args.score} holds no <set>.jsonl: give a directory that --out has written")
+            rows = load(name, args.data or made["data"], made["limit"])
+            texts = results.stored_texts(stored, name, rows)
+            verdicts[name] = conclude(name, rows, texts, native.reader(made))
     say("", *results.summary_lines(verdicts))
 
 
@@ -168,88 +161,57 @@ def overlap(args):
     benchmark's question?"""
     record = args.overlap / coldstart_world.RECORD
     if record.exists():
-        questions = coldstart_questions(**read_json(record)["settings"])
+        made = read_json(record)["settings"]
+        seed, steps, batch = made["seed"], made["steps"], made["batch"]
+        questions = [question for step in range(steps)
+                     for question in coldstart_world.questions(seed, step, steps, batch)]
     else:
-        questions = [(f"iteration {i}, line {n}", task.question)
-                     for i, tasks in curricula(args.overlap).items()
-                     for n, task in enumerate(tasks, 1)]
+        questions = [task.question for tasks in curricula(args.overlap).values() for task in tasks]
     for name, rows in load_sets(args).items():
-        found = score.overlaps([question for _, question in questions], rows)
+        found = score.overlaps(questions, rows)
         say(f"{name}: {len(found)} of {len(questions)} training questions share {score.NGRAM} "
             f"words in a row with one of {len(rows)} benchmark questions")
-        for i, (ids, gram) in found.items():
-            where, question = questions[i]
-            more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
-            say(f"    {where}: {question!r} shares {gram!r} with {', '.join(ids[:3])}{more}")
-
-
-def coldstart_questions(seed, steps, batch, **_):
-    """[(where it stands, question)] of every example of a cold start, made again."""
-    return [(f"step {step}, example {n}", question) for step in range(steps)
-            for n, question in enumerate(coldstart_world.questions(seed, step, steps, batch), 1)]
+        for question, gram, ids in found:
+            say(f"    {question!r} shares {gram!r} with {', '.join(ids)}")
 
 
 def ask(args):
     """The model's reasoning and calls for one's own questions and tools."""
-    questions, menu = own_questions(args), read_json_as(args.tools, read_menu)
+    lines = read_text(args.questions).split("\n") if args.questions else []
+    questions = args.ask + [line.strip() for line in lines if line.strip()]
+    if not questions:
+        raise Refused(f"{args.questions} holds no question")
+    menu = read_json_as(args.tools, read_menu)
     rows = [Row(f"question {n}", Task(text, menu, [])) for n, text in enumerate(questions, 1)]
     lm = load_model(args.model, join_ranks())
     read = native.reader(native.convention(lm.tokenizer, args.native))
-    texts, problems = answer(lm, "questions" if len(rows) > 1 else None, rows, args)
-    for row, text, problem in zip(rows, texts, problems):
-        calls, fault = (None, problem) if problem else read(text)
-        found = call_problems(calls, fault, menu)
-        if args.json:
-            say(as_json(row.task.question, text or "", calls, found))
-        else:
-            say(*["", f"> {row.task.question}"] * (len(rows) > 1),
-                *as_lines(text or "", calls, found))
-
-
-def own_questions(args):
-    """Those of --ask, then the lines of --questions."""
-    text = ""
-    if args.questions == "-":
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise Refused("--questions - reads standard input, which several ranks cannot share: "
-                          "give a file")
-        text = checked(sys.stdin.read)
-    elif args.questions:
-        text = read_text(args.questions)
-    questions = args.ask + [line.strip() for line in text.split("\n") if line.strip()]
-    if not questions:
-        raise Refused(f"--questions {args.questions}: there is no question in it")
-    return questions
+    for row, text in zip(rows, answer(lm, "questions", rows, args)):
+        calls, fault = (None, "prompt too long") if text is None else read(text)
+        said = {"question": row.task.question, "thinking": last_block(text or "", "think"),
+                "calls": calls and calls.calls, "problems": call_problems(calls, fault, menu)}
+        lines = [json.dumps(said, ensure_ascii=False)] if args.json else as_lines(said, text or "")
+        say(*lines)
 
 
 def call_problems(calls, fault, menu):
-    """What is wrong with an answer: [(number of the call, or 0 for the whole, words)]."""
+    """What is wrong with an answer, in words."""
     if calls is None:
-        return [(0, f"no calls can be read: {fault}")]
-    found = [(n, call_problem([call], menu)) for n, call in enumerate(calls.calls, 1)]
-    found = [(n, problem.replace("_", " ")) for n, problem in found if problem]
+        return [f"no calls can be read: {fault}"]
+    problems = [f"call {n}: {problem.replace('_', ' ')}" for n, call in enumerate(calls.calls, 1)
+                if (problem := call_problem([call], menu))]
     if calls.malformed:
-        found.append((0, f"elements that are no calls: {calls.malformed}"))
+        problems.append(f"elements that are no calls: {calls.malformed}")
     elif not calls.calls:
-        found.append((0, "no call"))
-    return found
+        problems.append("no call")
+    return problems
 
 
-def as_lines(text, calls, found):
-    """The thought, and each call with what is wrong with it; without calls the text as it is."""
-    lines = [last_block(text, "think") or "(no reasoning)", ""] if calls else [text]
-    for n, call in enumerate(calls.calls if calls else (), 1):
-        lines.append(json.dumps(call, ensure_ascii=False))
-        lines += [f"  ! {words}" for at, words in found if at == n]
-    return lines + [f"  ! {words}" for at, words in found if at == 0]
-
-
-def as_json(question, text, calls, found):
-    """The same in a line; null for a thought or calls that cannot be read."""
-    return json.dumps({"question": question, "thinking": last_block(text, "think"),
-                       "calls": calls and calls.calls,
-                       "problems": [f"call {n}: {words}" if n else words for n, words in found]},
-                      ensure_ascii=False)
+def as_lines(said, text):
+    """Question, thought, calls, and what is wrong; without calls the text as it is."""
+    thought = text if said["calls"] is None else said["thinking"] or "(no reasoning)"
+    calls = [json.dumps(call, ensure_ascii=False) for call in said["calls"] or ()]
+    return ["", f"> {said['question']}", thought, *calls,
+            *(f"  ! {problem}" for problem in said["problems"])]
 
 
 def cross_play(args):
@@ -291,21 +253,21 @@ def parse(argv):
     parser.add_argument("--limit", type=positive, help="rows of each set, spread evenly over it")
     parser.add_argument("--out", type=Path, help="directory for one <set>.jsonl each")
     parser.add_argument("--max_completion", type=positive, default=1024, help="tokens")
-    parser.add_argument("--max_prompt", type=positive, help="tokens (default: what fits)")
     parser.add_argument("--rows", type=positive, default=64, help="answers decoded together")
-    parser.add_argument("--score", type=Path, metavar="DIR", help="score what --out wrote again")
-    parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two of --out")
-    parser.add_argument("--overlap", type=Path, metavar="RUN",
+    one_of = parser.add_mutually_exclusive_group()
+    one_of.add_argument("--score", type=Path, metavar="DIR", help="score what --out wrote again")
+    one_of.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two of --out")
+    one_of.add_argument("--overlap", type=Path, metavar="RUN",
                         help="audit a run's curricula, or a cold start")
-    parser.add_argument("--cross_play", type=Path, metavar="RUN", help="writes RUN/cross_play.json")
-    parser.add_argument("--native", nargs="?", const="auto", choices=native.NAMES, metavar="READER",
+    one_of.add_argument("--cross_play", type=Path, metavar="RUN", help="writes RUN/cross_play.json")
+    one_of.add_argument("--native", nargs="?", const="auto", choices=native.NAMES, metavar="READER",
                         help="ask in the model's own prompt with tools=, and read the answer as "
                              "hermes, llama or response (the checkpoint's response template); "
                              "without a value, as its chat template writes calls")
     parser.add_argument("--ask", metavar="QUESTION", action="append", default=[],
                         help="with --tools: answer this question; may be repeated")
     parser.add_argument("--questions", metavar="FILE",
-                        help="with --tools: answer every line of a file, or of - (standard input)")
+                        help="with --tools: answer every line of a file")
     parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON file of tools")
     parser.add_argument("--json", action="store_true",
                         help="answers to questions as one JSON object a line")
@@ -320,9 +282,6 @@ def main(argv=None):
     try:
         if own != bool(args.tools) or args.json and not own:
             raise Refused("--ask or --questions go together with --tools, and --json with them")
-        if args.native and mode not in (ask, evaluate):
-            raise Refused("--native is for asking a model: --score and --compare find it in the "
-                          "results")
         mode(args)
         lms.leave_group()
     except Refused as problem:

@@ -3,16 +3,14 @@
     DIR/hammer/   a clone of MadeAgents/Hammer, or its data/test/original/*.json alone:
                   toolalpaca, sealtools, nexusraven, apibank (two levels)
     DIR/snips/    a clone of sonos/nlu-benchmark, or its intents' folders alone: snips
-    bfcl          in the installed package bfcl-eval (found, not imported), or anywhere under DIR
+    bfcl          in the installed package bfcl-eval (found, not imported), or DIR/bfcl_eval/data
     tiny          the held-out tasks of tiny.py; needs no file
 
 A file that is missing or broken is refused in one line. A broken row becomes a Row with a
 `problem`: it is counted as wrong and reported, never dropped. For a benchmark of your own write a
 function that fills a row, and a loader beside the others.
 """
-import glob
 import importlib.util
-import json
 import re
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +19,7 @@ from pathlib import Path
 import tiny
 from benchmarks.gold import accepted_call, resolve
 from cli import Refused
-from disk import read_json, read_lines, read_text
+from disk import read_json, read_lines
 from toolfiles import read_menu
 from verify import Task, load_json, strip_fence
 
@@ -67,29 +65,22 @@ def make_rows(path, elements, fill, stem, part=""):
     """Rows from the elements of a file. Refused if not one of them can be read.
 
     Args:
-        fill: function of a Row and an element that sets the row's task; ValueError says what is
-            wrong with the element.
+        fill: function of a Row and an element that sets the row's task. It takes the element to be
+            in its format; what it raises where that is not so is the row's problem.
         stem: of the ids, before the index.
     """
     rows = []
-    for i, element in enumerate(elements if isinstance(elements, list) else ()):
+    for i, element in enumerate(elements):
         row = Row(f"{stem}{i}", part=part)
         try:
             fill(row, element)
-        except ValueError as error:
-            row.problem = str(error)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            row.problem = repr(error)
         rows.append(row)
     if all(row.problem for row in rows):
-        raise Refused(f"{path}: no row can be read: "
-                      + (rows[0].problem if rows else "there is no list of rows"))
+        problem = rows[0].problem if rows else "it has none"
+        raise Refused(f"{path}: no row can be read: {problem}")
     return rows
-
-
-def fields(element, *names):
-    """Values of the fields that an object must have."""
-    if not isinstance(element, dict) or not set(names) <= set(element):
-        raise ValueError(f"not an object with {', '.join(names)}")
-    return [element[name] for name in names]
 
 
 def unquoted(value):
@@ -107,14 +98,8 @@ def render(conversation):
     >>> render([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "```[]```"}])
     'User: Hi\\nCall: []'
     """
-    lines = []
-    for turn in conversation:
-        role, content = fields(turn, "role", "content")
-        speaker = SPEAKERS.get(str(role))
-        if speaker is None or not isinstance(content, str):
-            raise ValueError(f"a turn is not one of {', '.join(SPEAKERS)} with a text")
-        lines.append(f"{speaker}: {strip_fence(content.strip())}")
-    return "\n".join(lines)
+    return "\n".join(f"{SPEAKERS[turn['role']]}: {strip_fence(turn['content'].strip())}"
+                     for turn in conversation)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -129,27 +114,21 @@ def hammer(name, data):
 
 
 def hammer_row(row, element):
-    query, tools, answers = fields(element, "query", "tools", "answers")
+    query, answers = element["query"], unquoted(element["answers"])
     question = render(query) if isinstance(query, list) else query
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError("the query is empty, or neither text nor a conversation")
     # API-Bank's marker for "your turn" is no part of the conversation.
     question = question.strip().removesuffix("Generate API Request:").rstrip()
-    answers = unquoted(answers)
     answers = [answers] if isinstance(answers, dict) else answers
-    if not isinstance(answers, list):
-        raise ValueError("the answers are no list")
-    row.task = Task(question, read_menu(unquoted(tools)), list(map(gold_call, answers)))
+    row.task = Task(question, read_menu(unquoted(element["tools"])), list(map(gold_call, answers)))
 
 
 def gold_call(element):
     """{name, arguments} of a gold call; Seal-Tools writes {tool, parameters}."""
-    if isinstance(element, dict):
-        name = element.get("name", element.get("tool"))
-        arguments = element.get("arguments", element.get("parameters"))
-        if isinstance(name, str) and name.strip() and isinstance(arguments, dict):
-            return {"name": name.strip(), "arguments": arguments}
-    raise ValueError("a gold call has no name or no arguments")
+    name = element.get("name", element.get("tool"))
+    arguments = element.get("arguments", element.get("parameters"))
+    if not isinstance(arguments, dict):
+        raise ValueError("a gold call has no arguments")
+    return {"name": name.strip(), "arguments": arguments}
 
 
 def snips(data):
@@ -162,8 +141,7 @@ def snips(data):
     for intent in INTENTS:
         place = f"{intent}/validate_{intent}.json"
         path = find(data / "snips" / place, data / "snips/2017-06-custom-intent-engines" / place)
-        content = read_json(path)
-        utterances = content.get(intent) if isinstance(content, dict) else None
+        utterances = read_json(path).get(intent, ())
         found = make_rows(path, utterances, snips_row, f"{intent}_", intent)
         slots = {slot for row in found for call in row.task.answer for slot in call["arguments"]}
         tools.append({"name": intent, "description": re.sub("(?<!^)(?=[A-Z])", " ", intent) + ".",
@@ -177,12 +155,8 @@ def snips(data):
 
 def snips_row(row, element):
     """The question is the utterance, the gold one call with its slots. `snips` adds the tools."""
-    pieces, = fields(element, "data")
-    if not isinstance(pieces, list) or not pieces or not all(
-            isinstance(piece, dict) and isinstance(piece.get("text"), str) for piece in pieces):
-        raise ValueError("the utterance is no list of pieces with a text")
-    slots = [(piece["entity"], piece["text"].strip()) for piece in pieces
-             if isinstance(piece.get("entity"), str)]
+    pieces = element["data"]
+    slots = [(piece["entity"], piece["text"].strip()) for piece in pieces if "entity" in piece]
     if len(dict(slots)) < len(slots):
         raise ValueError("a slot is filled twice")
     question = "".join(piece["text"] for piece in pieces).strip()
@@ -194,46 +168,33 @@ def bfcl(categories, data):
     possible_answer/ under the same id."""
     folder, rows = bfcl_folder(data), []
     for category in categories:
-        path, gold = find(folder / f"BFCL_v4_{category}.json"), None
-        if category != "irrelevance":
-            truths = read_lines(find(folder / "possible_answer" / path.name))
-            gold = {truth.get("id"): truth.get("ground_truth") for truth in truths
-                    if isinstance(truth, dict)}
-        lines = [line for line in read_text(path).split("\n") if line.strip()]
-        rows += make_rows(path, lines, partial(bfcl_row, gold), f"{category}_line", category)
+        path = find(folder / f"BFCL_v4_{category}.json")
+        truths = read_lines(folder / "possible_answer" / path.name)    # irrelevance has none
+        gold = {truth["id"]: truth["ground_truth"] for truth in truths}
+        rows += make_rows(path, read_lines(path), partial(bfcl_row, gold), f"{category}_", category)
     return rows
 
 
 def bfcl_folder(data):
     """Where BFCL's data lies: under DIR, or in the installed package."""
-    name = f"BFCL_v4_{NON_LIVE[0]}.json"
-    # Not Path.rglob, which does not go into linked folders.
-    paths = map(Path, sorted(glob.glob(f"{glob.escape(str(data))}/**/{name}", recursive=True)))
-    found = [path.parent for path in paths if path.parent.name != "possible_answer"]
     spec = importlib.util.find_spec("bfcl_eval")
-    found += [Path(place) / "data" for place in spec and spec.submodule_search_locations or ()]
-    if not found:
-        raise Refused(f"bfcl: {name} is neither under {data} nor in an installed bfcl-eval: "
-                      "pip install --no-deps bfcl-eval")
-    return found[0]
+    installed = [Path(place) for place in spec and spec.submodule_search_locations or ()]
+    return find(*(place / f"data/BFCL_v4_{NON_LIVE[0]}.json"
+                  for place in [data / "bfcl_eval", *installed])).parent
 
 
-def bfcl_row(gold, row, line):
+def bfcl_row(gold, row, element):
     """The task's own answer has the first accepted values.
 
     Args:
-        gold: {id: ground truth}; None where no call is right.
+        gold: {id: ground truth}.
     """
-    row.id, turns, functions = fields(json.loads(line), "id", "question", "function")
-    if not isinstance(turns, list) or len(turns) != 1 or not isinstance(turns[0], list):
-        raise ValueError("the question is not one turn")
-    question, tools = render(turns[0]), read_menu(functions)
-    if len(turns[0]) == 1:
-        question = turns[0][0]["content"].strip()
-    if gold is not None:
-        if not isinstance(gold.get(row.id), list) or not gold[row.id]:
-            raise ValueError("the row has no gold in possible_answer")
-        row.accepted = [accepted_call(element, tools) for element in gold[row.id]]
+    row.id = element["id"]
+    turn, = element["question"]
+    question = render(turn) if len(turn) > 1 else turn[0]["content"].strip()
+    tools = read_menu(element["function"])
+    truth = [] if row.part == "irrelevance" else gold[row.id]
+    row.accepted = [accepted_call(call, tools) for call in truth]
     row.task = Task(question, tools, row.gold([]))
 
 

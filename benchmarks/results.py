@@ -105,14 +105,11 @@ def summary_lines(results):
 def error_table(results):
     """Wrong answers by class and kind, a column for each set."""
     lines = ["", table_line("wrong answers", results)]
-    counts = [Counter(key for verdict in verdicts if verdict.error
-                      for key in (verdict.error[0], verdict.error))
-              for verdicts in results.values()]
+    counts = [Counter(verdict.error for verdict in verdicts) for verdicts in results.values()]
     for error, kinds in KINDS.items():
-        for head, key in [(error, error)] + [(f"    {kind}", (error, kind)) for kind in kinds]:
-            cells = [count[key] for count in counts]
-            if any(cells) or key in ("format", "structural", "semantic"):
-                lines.append(table_line(head, cells))
+        table = {kind: [count[error, kind] for count in counts] for kind in kinds}
+        lines.append(table_line(error, map(sum, zip(*table.values()))))
+        lines += [table_line(f"    {kind}", cells) for kind, cells in table.items() if any(cells)]
     return lines
 
 
@@ -141,42 +138,20 @@ def write(out, name, rows, texts, verdicts):
     replace_file(out / f"{name}.jsonl", to_lines(lines))
 
 
-def settings(model, data, limit, convention):
-    """What SETTINGS says that the result files beside it were made with.
-
-    Args:
-        convention: that of the model's own, from native.convention; {}: the Solver's.
-    """
-    return {"model": model, "data": str(data.resolve()), "limit": limit,
-            "native": None} | convention
-
-
-def see_settings(out, made, sets):
-    """Refused where a directory holds result files that stay, of other settings."""
-    stay = [file.name for file in sorted(out.glob("*.jsonl")) if file.stem not in sets]
-    if stay and read_settings(out) != made:
-        raise Refused(f"{out} holds {stay[0]} of a run with other settings ({SETTINGS} there says "
-                      "which): give another --out")
-
-
-def read_settings(out):
-    """The settings of a directory; {} where there are none."""
+def see_settings(out, made):
+    """Refused where a directory is of other settings: its result files are all of the same."""
     path = out / SETTINGS
-    return read_json(path) if path.exists() else {}
+    if path.exists() and read_json(path) != made:
+        raise Refused(f"{path} is of a run with other settings: give another --out")
 
 
 def read(out, name):
     """{row id: line} of a set's result file; {} if there is none."""
-    path = out / f"{name}.jsonl"
-    lines = read_lines(path)
-    for number, line in enumerate(lines, 1):
-        if not isinstance(line, dict) or not {"id", "task_hash", "text", "verdict"} <= set(line):
-            raise Refused(f"{path}, line {number}: not a line that --out has written")
-    return {line["id"]: line for line in lines}
+    return {line["id"]: line for line in read_lines(out / f"{name}.jsonl")}
 
 
-def stored_answers(stored, name, rows):
-    """(texts, problems) of the rows from what `read` gives.
+def stored_texts(stored, name, rows):
+    """The answers to the rows from what `read` gives.
 
     Refused if a row is not there, or another question or other tools were answered.
     """
@@ -184,8 +159,7 @@ def stored_answers(stored, name, rows):
         if stored.get(row.id, {}).get("task_hash", "") != task_hash(row):
             raise Refused(f"{name}.jsonl has no answer to {row.id} as it is asked now: "
                           "other --data, older code, or an incomplete file")
-    return ([stored[row.id]["text"] for row in rows],
-            ["broken row" if row.problem else stored[row.id].get("kind") for row in rows])
+    return [stored[row.id]["text"] for row in rows]
 
 
 def compare_lines(a, b):
@@ -198,8 +172,8 @@ def compare_lines(a, b):
         of_a, of_b = read(a, name), read(b, name)
         both = [n for n in of_a if n in of_b]
         other = [n for n in both if of_a[n]["task_hash"] != of_b[n]["task_hash"]]
-        if other or of_a and of_b and not both:
-            raise Refused(f"{name}: {a} and {b} were not asked the same: {', '.join(other[:1])}")
+        if other:
+            raise Refused(f"{name}: {a} and {b} were not asked the same: {other[0]}")
         if both:
             right_a, right_b = ([of[n]["verdict"] == "right" for n in both] for of in (of_a, of_b))
             lines += pair_lines(name, both, right_a, right_b)
@@ -208,7 +182,7 @@ def compare_lines(a, b):
                 lines.append(f"    {lone} rows stand in one of the two only: left out")
     if not lines:
         raise Refused(f"{a} and {b} have no <set>.jsonl in common")
-    native = [read_settings(out).get("native") for out in (a, b)]
+    native = [read_json(out / SETTINGS)["native"] for out in (a, b)]
     asked = [f"its own, read as {name}" if name else "the Solver's" for name in native]
     return lines if native[0] == native[1] else [f"prompt: A {asked[0]}; B {asked[1]}", *lines]
 

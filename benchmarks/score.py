@@ -45,33 +45,21 @@ def read(text):
     return None, "block not closed" if opened else "no block"
 
 
-def error_of(text, gold, loosened=False, read=read):
-    """None if the answer is right, else (class, kind).
+def error_of(calls, fault, gold, loosened=False):
+    """None if an answer is right, else (class, kind).
 
     An answer without a block is right where there is nothing to call.
 
     Args:
+        calls, fault: what this file's `read`, or one of native.py's, gives of the answer.
         loosened: whether to compare as gold that others wrote needs it: `gold.loosen_call`.
-        read: this file's, or one of native.py's.
 
-    >>> error_of('<tool_call_answer>[{"name": "f", "arguments": {"x": 2}}]</tool_call_answer>',
-    ...          [{"name": "f", "arguments": {"x": 1}}])
+    >>> answer = '<tool_call_answer>[{"name": "f", "arguments": {"x": 2}}]</tool_call_answer>'
+    >>> error_of(*read(answer), [{"name": "f", "arguments": {"x": 1}}])
     ('semantic', 'wrong value')
     """
-    calls, fault = read(text)
-    if calls is not None:
-        return calls_error(calls, gold, loosened)
-    return ("format", fault) if gold or fault != "no block" else None
-
-
-def error_class(text, gold):
-    """The class of `error_of` alone: None, format, structural or semantic."""
-    error = error_of(text, gold)
-    return error and error[0]
-
-
-def calls_error(calls, gold, loosened=False):
-    """As `error_of`, for an answer that parses (verify.Calls)."""
+    if calls is None:
+        return ("format", fault) if gold or fault != "no block" else None
     if calls.malformed:
         return "structural", "malformed call"
     calls = calls.calls
@@ -90,6 +78,12 @@ def calls_error(calls, gold, loosened=False):
     return "structural", "extra argument" if given > wanted else "missing argument"
 
 
+def error_class(text, gold):
+    """The class alone of what is wrong with a Solver's answer; None if it is right."""
+    error = error_of(*read(text), gold)
+    return error and error[0]
+
+
 class Verdict(NamedTuple):
     """What is said about the answer to one row."""
 
@@ -98,27 +92,26 @@ class Verdict(NamedTuple):
     calls: list | None           # as parsed; None if nothing parses, or it was never asked
 
 
-def judge(row, text, problem=None, read=read):
+def judge(row, text, read=read):
     """Verdict on an answer.
 
     Args:
         row: loaders.Row.
-        text: the completion; None if the row was not asked.
-        problem: why it was not asked: a kind of KINDS["not asked"].
-        read: as in `error_of`.
+        text: the completion; None if the row was not asked: it is broken, or its prompt too long.
+        read: this file's, or one of native.py's.
     """
     if text is None:
-        error = "not asked", problem
+        error = "not asked", "broken row" if row.problem else "prompt too long"
         return Verdict(error, error, None)
-    calls, _ = read(text)
+    calls, fault = read(text)
     gold = row.gold(calls.calls if calls else [])
-    error = loose = error_of(text, gold, not row.ours, read)
+    error = loose = error_of(calls, fault, gold, not row.ours)
     if error is None and calls is None:
         calls = Calls([])                  # rightly declined, without a block
     hidden = unknowable(row.task)
     if error and calls and hidden:
         rest = calls._replace(calls=without(calls.calls, hidden))
-        loose = calls_error(rest, without(gold, hidden), not row.ours)
+        loose = error_of(rest, None, without(gold, hidden), not row.ours)
     return Verdict(error, loose, calls and calls.calls)
 
 
@@ -229,16 +222,14 @@ def overlaps(questions, rows):
         rows: loaders.Row.
 
     Returns:
-        {index of a question: (ids of the rows, one shared n-gram as text)}.
+        [(question, the first n-gram that it shares, as text, ids of the rows that have it)].
     """
-    where = defaultdict(dict)              # n-gram -> ids, in order
+    where, found = defaultdict(list), []      # n-gram -> ids
     for row in rows:
-        for gram in ngrams(row.task.question):
-            where[gram][row.id] = None
-    found = {}
-    for i, question in enumerate(questions):
-        shared = [gram for gram in ngrams(question) if gram in where]
-        if shared:
-            found[i] = (list(dict.fromkeys(id for gram in shared for id in where[gram])),
-                        " ".join(shared[0]))
+        for gram in set(ngrams(row.task.question)):
+            where[gram].append(row.id)
+    for question in questions:
+        gram = next((gram for gram in ngrams(question) if gram in where), None)
+        if gram:
+            found.append((question, " ".join(gram), where[gram]))
     return found

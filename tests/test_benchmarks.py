@@ -202,7 +202,7 @@ def test_variants_of_hammers_format(tmp_path):
 
 
 @pytest.mark.parametrize("broken", [
-    7, {}, {"query": "", "tools": [fixtures.TIME], "answers": []},
+    7, {}, {"query": 7, "tools": [fixtures.TIME], "answers": []},
     {"query": "q", "tools": [], "answers": []},
     {"query": "q", "tools": [{"name": ""}], "answers": []},
     {"query": "q", "tools": [fixtures.TIME], "answers": 3},
@@ -216,7 +216,7 @@ def test_a_broken_row_keeps_its_place(broken, tmp_path):
     (tmp_path / "hammer/toolalpaca.json").write_text(json.dumps([fixtures.TOOLALPACA[0], broken]))
     good, bad = loaders.load("toolalpaca", tmp_path)
     assert good.problem is None and bad.id == "toolalpaca_1" and bad.problem
-    verdict = score.judge(bad, None, "broken row")
+    verdict = score.judge(bad, None)
     assert verdict.error == ("not asked", "broken row")
     with pytest.raises(ValueError, match="no row can be read"):
         (tmp_path / "hammer/toolalpaca.json").write_text(json.dumps([broken]))
@@ -232,9 +232,12 @@ def test_broken_rows_of_snips_and_bfcl(tmp_path):
     assert [row.id for row in bad] == ["RateBook_2", "RateBook_3"] and "twice" in bad[1].problem
     place = data / "bfcl_eval/data/BFCL_v4_parallel.json"
     place.write_text(place.read_text()
-                     + '{"id": "parallel_9", "question": [], "function": []}\n{"id"\n')
+                     + '{"id": "parallel_9", "question": [], "function": []}\n{}\n')
     bad = [row for row in loaders.load("bfcl_nonlive", data) if row.problem]
-    assert [row.id for row in bad] == ["parallel_9", "parallel_line2"]
+    assert [row.id for row in bad] == ["parallel_9", "parallel_2"]
+    place.write_text(place.read_text() + '{"id"\n')
+    with pytest.raises(ValueError, match="BFCL_v4_parallel.json is damaged in line 4"):
+        loaders.load("bfcl_nonlive", data)
 
 
 @pytest.mark.parametrize("content", [b"[1", b"{}", b"[]", b"\xff\xfe[]", b"[NaN]"])
@@ -249,7 +252,7 @@ def test_a_broken_file_is_one_line(content, tmp_path):
 def test_missing_files_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name, named in (("apibank_l2", "apibank_l2.json"), ("snips", "validate_AddToPlaylist.json"),
-                        ("bfcl_live", "pip install --no-deps bfcl-eval")):
+                        ("bfcl_live", "bfcl_eval/data/BFCL_v4_simple_python.json")):
         with pytest.raises(ValueError, match=named):
             loaders.load(name, tmp_path)
 

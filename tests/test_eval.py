@@ -33,12 +33,16 @@ def text(calls):
     return f"<tool_call_answer>{json.dumps(calls)}</tool_call_answer>"
 
 
+def error_of(answer, gold, **options):
+    return score.error_of(*score.read(answer), gold, **options)
+
+
 # Equality
 
 
 def equal(a, b):
     """Are two calls equal where others wrote the gold?"""
-    return score.calls_error(verify.Calls([a]), [b], loosened=True) is None
+    return score.error_of(verify.Calls([a]), None, [b], loosened=True) is None
 
 
 @pytest.mark.parametrize("predicted, wanted, same", [
@@ -61,9 +65,9 @@ def test_which_values_are_equal_where_others_wrote_the_gold(predicted, wanted, s
 def test_null_and_absent_are_equal_where_others_wrote_the_gold_only():
     null, absent = call("f", x=1, y=None), call("f", x=1)
     assert equal(null, absent) and equal(absent, null)
-    assert score.error_of(text([null]), [absent]) == ("structural", "extra argument")
-    assert score.error_of(text([absent]), [null]) == ("structural", "missing argument")
-    assert score.error_of(text([call("f", x=["a"])]), [call("f", x="['a']")]) is not None
+    assert error_of(text([null]), [absent]) == ("structural", "extra argument")
+    assert error_of(text([absent]), [null]) == ("structural", "missing argument")
+    assert error_of(text([call("f", x=["a"])]), [call("f", x="['a']")]) is not None
 
 
 def test_the_tiny_set_is_scored_as_strictly_as_a_run(tmp_path):
@@ -99,8 +103,8 @@ F, G = call("f", x=1, y="a"), call("g")
 
 def test_a_null_argument_is_missing_where_others_wrote_the_gold():
     null = text([call("f", x=1, y=None)])
-    assert score.error_of(null, [F], loosened=True) == ("structural", "missing argument")
-    assert score.error_of(null, [F]) == ("semantic", "wrong value")
+    assert error_of(null, [F], loosened=True) == ("structural", "missing argument")
+    assert error_of(null, [F]) == ("semantic", "wrong value")
 
 
 @pytest.mark.parametrize("answer, wanted, error", [
@@ -120,7 +124,7 @@ def test_a_null_argument_is_missing_where_others_wrote_the_gold():
     (text([F, call("f", x=1)]), [call("f", x=2), call("f", y=3)], ("structural", "extra argument")),
     (text([call("f", x=2, y="a"), G]), [G, F], ("semantic", "wrong value"))])
 def test_every_wrong_answer_has_its_class_and_kind(answer, wanted, error):
-    assert score.error_of(answer, wanted) == score.error_of(answer, wanted, loosened=True) == error
+    assert error_of(answer, wanted) == error_of(answer, wanted, loosened=True) == error
     assert score.error_class(answer, wanted) == (error and error[0])
     assert error is None or error[1] in score.KINDS[error[0]]
 
@@ -170,7 +174,8 @@ def test_overlaps_of_eight_words():
     questions = ["And tell me what IS the weather, in Rome!",
                  "what is the weather in rome on Sunday, tell me",
                  "What is the weather?"]
-    assert score.overlaps(questions, rows) == {0: (["r0"], "tell me what is the weather in rome")}
+    assert score.overlaps(questions, rows) == [
+        (questions[0], "tell me what is the weather in rome", ["r0"])]
 
 
 def test_the_papers_five_are_averaged(tmp_path):
@@ -267,7 +272,7 @@ def test_a_directory_holds_answers_of_one_setting(out, data, tmp_path, capsys):
     again = ["--benchmarks", "tiny", "--data", str(data), "--out", str(tmp_path / "b"),
              "--max_completion", "96", "--limit", "3"]
     message = refused(again, capsys)
-    assert "holds apibank_l1.jsonl of a run with other settings" in message
+    assert "b/settings.json is of a run with other settings" in message
     assert (tmp_path / "b/settings.json").read_text() == (out / "settings.json").read_text()
 
 
@@ -303,6 +308,7 @@ def test_compare(tmp_path, capsys):
     right = {"a": "1110000000", "b": "0111111110"}
     for name, verdicts in right.items():
         (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.json").write_text('{"native": null}')
         fixtures.write_lines(tmp_path / name / "snips.jsonl", [
             {"id": f"r{i}", "task_hash": str(i), "text": "",
              "verdict": "right" if v == "1" else "wrong"}
@@ -347,7 +353,7 @@ def test_cross_play(run_dir, capsys):
     evaluation.main(["--cross_play", str(run_dir)])
     base, trained = json.loads((run_dir / "cross_play.json").read_text())
     tasks = tiny.heldout(6)
-    right = sum(score.error_of(answer, task.answer) is None
+    right = sum(error_of(answer, task.answer) is None
                 for task, answer in zip(tasks, solve(tasks)))
     assert base == {"solver": 0, "curriculum": 1, "right": right, "tasks": 6, "success": right / 6}
     assert trained == base | {"solver": 1}
@@ -357,7 +363,7 @@ def test_cross_play(run_dir, capsys):
 def test_ask(tmp_path, capsys):
     tasks = tiny.heldout(40)
     task = next(task for task, answer in zip(tasks, solve(tasks))
-                if score.error_of(answer, task.answer) is None)
+                if error_of(answer, task.answer) is None)
     schemas = [{"type": "object", "properties": tool["parameters"], "required": tool["required"]}
                for tool in task.tools]
     openai = [{"type": "function", "function": {
@@ -383,13 +389,11 @@ def says(monkeypatch):
     def speak(*texts):
         monkeypatch.setattr(evaluation, "load_model",
                             lambda path, device: lms.LM(None, None, ()))
-        monkeypatch.setattr(evaluation, "answer", lambda lm, label, rows, args: (
-            texts, [None if text else "prompt too long" for text in texts]))
+        monkeypatch.setattr(evaluation, "answer", lambda lm, label, rows, args: texts)
     return speak
 
 
-def test_several_questions_from_the_command_line_a_file_and_standard_input(
-        tmp_path, monkeypatch, capsys):
+def test_several_questions_from_the_command_line_and_a_file(tmp_path, capsys):
     (tmp_path / "questions.txt").write_text("Find a movie in \u00c5s.\n\n  Stop.  \r\n",
                                             encoding="utf-8-sig")
     arguments = [*TOOLS, "--json", "--ask", "@1", "--ask", "Two?"]
@@ -398,9 +402,6 @@ def test_several_questions_from_the_command_line_a_file_and_standard_input(
     assert [json.loads(line)["question"] for line in from_file.splitlines()] == [
         "@1", "Two?", "Find a movie in \u00c5s.", "Stop."]
     assert "\u00c5s." in from_file
-    monkeypatch.setattr("sys.stdin", (tmp_path / "questions.txt").open(encoding="utf-8-sig"))
-    evaluation.main([*arguments, "--questions", "-"])
-    assert capsys.readouterr().out == from_file
 
 
 RIGHT = call("check_hotel", reference="\u00c5-1", day="S\u00e3o")
@@ -424,24 +425,20 @@ def test_answers_as_json_say_what_is_wrong_with_them(says, capsys):
                     for _, thought, calls, problems in ANSWERS]
 
 
-def test_answers_for_people_say_it_beneath_the_call(says, capsys):
+def test_answers_for_people_say_it_beneath_the_calls(says, capsys):
     says(ANSWERS[1][0])
     evaluation.main([*TOOLS, "--ask", "Q"])
     assert capsys.readouterr().out.splitlines() == [
-        "(no reasoning)", "", '{"name": "fly", "arguments": {}}', "  ! unknown tool",
+        "", "> Q", "(no reasoning)", '{"name": "fly", "arguments": {}}',
         '{"name": "check_hotel", "arguments": {"reference": "\u00c5-1", "day": "S\u00e3o"}}',
-        '{"name": "check_hotel", "arguments": {"reference": "A"}}', "  ! required missing"]
+        '{"name": "check_hotel", "arguments": {"reference": "A"}}',
+        "  ! call 1: unknown tool", "  ! call 3: required missing"]
     says(ANSWERS[0][0], ANSWERS[4][0])
     evaluation.main([*TOOLS, "--ask", "Q", "--ask", "R"])
     assert capsys.readouterr().out.splitlines() == [
-        "", "> Q", "Check it.", "",
+        "", "> Q", "Check it.",
         '{"name": "check_hotel", "arguments": {"reference": "\u00c5-1", "day": "S\u00e3o"}}',
         "", "> R", "<think>Hm.</think>I cannot.", "  ! no calls can be read: no block"]
-
-
-def test_standard_input_is_no_ones_among_several_ranks(monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "give a file" in refused([*TOOLS, "--questions", "-"], capsys)
 
 
 def refused(arguments, capsys):
@@ -460,9 +457,9 @@ def refused(arguments, capsys):
     (["--model", "/nowhere"], "/nowhere"), (["--score", "/nowhere"], "/nowhere"),
     (["--ask", "x"], "--tools"), (["--tools", "x"], "--ask"), (["--json"], "--json"),
     ([*TOOLS, "--questions", "/nowhere"], "/nowhere"),
-    ([*TOOLS, "--questions", "/dev/null"], "no question"),
     (["--compare", "/nowhere", "/nowhere"], "/nowhere"), (["--overlap", "/nowhere"], "/nowhere"),
     (["--cross_play", "/nowhere"], "/nowhere"), (["--tools", "/nowhere", "--ask", "x"], "/nowhere"),
-    (["--max_completion", "5000"], "5000"), (["--out", "/dev/null/x"], "/dev/null")])
+    ([*TOOLS, "--questions", "/dev/null"], "no question"),
+     (["--max_completion", "5000"], "5000"), (["--out", "/dev/null/x"], "/dev/null")])
 def test_bad_input_is_one_line(arguments, named, capsys):
     assert named in refused(arguments, capsys)

@@ -269,8 +269,8 @@ def test_the_real_qwen_template_writes_what_is_read(qwen):
         text = lms.chat_text(qwen, turns, add_generation_prompt=False,
                              tools=native.functions(task.tools))
         answer = text.rpartition("<|im_start|>assistant\n")[2].removesuffix("<|im_end|>\n")
-        assert score.error_of(answer, gold, read=native.read_hermes) is None
-        assert score.error_of(answer[:-3], gold, read=native.read_hermes) == (
+        assert score.error_of(*native.read_hermes(answer), gold) is None
+        assert score.error_of(*native.read_hermes(answer[:-3]), gold) == (
             "format", "block not closed")
 
 
@@ -378,8 +378,8 @@ def test_scoring_again_reads_natively_again(name, out, tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments, says", [
     (["--native"], "leaves tools out"), (["--native", "qwen"], "qwen"),
-    (["--native", "--score", "x"], "--native is for asking"),
-    (["--native", "--compare", "x", "y"], "--native is for asking")])
+    (["--native", "--score", "x"], "not allowed with argument --native"),
+    (["--native", "--compare", "x", "y"], "not allowed with argument --native")])
 def test_a_bad_use_of_the_flag_is_one_line(arguments, says, capsys):
     with pytest.raises(SystemExit) as stop:
         evaluation.main([*arguments, *QUICK])

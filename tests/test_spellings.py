@@ -155,7 +155,7 @@ def asked_menu(path, monkeypatch):
                         lambda *args: type("LM", (), {"tokenizer": None}))
     monkeypatch.setattr(evaluation, "answer", lambda lm, label, rows, args: asked.extend(rows) or (
         ['<tool_call_answer>[{"name": "f", "arguments": {"city": "Troms\u00f8"}}]'
-         "</tool_call_answer>"], [None]))
+         "</tool_call_answer>"]))
     evaluation.main(["--tools", str(path), "--ask", "Where to?"])
     return asked[0].task.tools
 
@@ -441,8 +441,9 @@ def test_a_draft_in_thought_is_no_answer(text, read):
 
 def test_a_model_that_only_thinks_of_a_call_has_declined():
     thought = f"<think>I could say {DRAFT} but no tool fits.</think>Sorry."
-    assert score.error_of(thought, []) is None
-    assert score.error_of(thought, [{"name": "f", "arguments": {}}]) == ("format", "no block")
+    read = score.read(thought)
+    assert score.error_of(*read, []) is None
+    assert score.error_of(*read, [{"name": "f", "arguments": {}}]) == ("format", "no block")
 
 
 def test_a_drafted_task_is_no_task():
