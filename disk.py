@@ -3,13 +3,13 @@
     config.json, state.json                    settings; what is finished (written last, atomically)
     metrics.jsonl, samples.jsonl, timings.jsonl    logs, cut back to state.json when a run resumes
     resume/<iteration>-<phase>-<step>/rank<n>.safetensors    the one resumable step
+    slices/<iteration>-<purpose>.jsonl         what there is of an unfinished pool
     iter<i>/...                                checkpoints, pool, curriculum, answers
     lock                                       held by rank 0 while the run lives
 
 Rank 0 writes and all ranks read: the directory must be on a file system that all machines share.
 Nothing here knows about models.
 """
-import errno
 import fcntl
 import json
 import os
@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 from cli import Refused
 
 LOGS = ("metrics.jsonl", "samples.jsonl", "timings.jsonl")
-FRESH = {"finished": [], "step": None, "phase_sizes": {}, "wall_seconds": 0.0}
 MEND = ": put back a copy, or give another --run_dir"
 
 
@@ -44,14 +43,12 @@ def write_json(path, value):
 
 
 def write_tensors(path, tensors, metadata=None):
-    """Write a safetensors file, replacing it as a whole. OSError if the disk does not take it."""
+    """Write a safetensors file, replacing it as a whole. OSError or SafetensorError if the disk
+    does not take it."""
     part = Path(path).with_suffix(".part")
-    try:
-        save_file(tensors, part, metadata)
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-    except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(path)) from None
+    save_file(tensors, part, metadata)
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
     os.replace(part, path)
 
 
@@ -114,13 +111,6 @@ def to_lines(rows):
     return text.encode(errors="backslashreplace").decode()
 
 
-def is_sound(state):
-    """Is this what a Directory writes to state.json?"""
-    return (isinstance(state, dict) and state.keys() == FRESH.keys()
-            and isinstance(state["finished"], list) and isinstance(state["phase_sizes"], dict)
-            and isinstance(state["step"], dict | None))
-
-
 class Directory:
     """The directory of a run as one rank sees it.
 
@@ -131,31 +121,17 @@ class Directory:
 
     def __init__(self, path, rank=0, world=1):
         self.path, self.rank, self.world = Path(path), rank, world
-        self.since, self.state = time.time(), json.loads(json.dumps(FRESH))
+        self.stop_file = self.path / "stop"      # there while the run is being stopped
+        self.since = time.time()
+        self.state = {"finished": [], "step": None, "phase_sizes": {}, "wall_seconds": 0.0}
 
     # Opening -----------------------------------------------------------------------------------
 
     def claim(self):
-        """Rank 0, before anything else: take the lock."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock()
-        except OSError as error:
-            raise Refused(f"{self.path} cannot be written ({error.strerror}): "
-                          "give another --run_dir") from None
-
-    def see_room(self, needed):
-        """Refused where the disk has no room for the bytes that the run will have written."""
-        free = shutil.disk_usage(self.path).free
-        needed -= sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
-        if free < needed:
-            raise Refused(f"{self.path} needs {needed / 2**30:.1f} GiB more and its disk has "
-                          f"{free / 2**30:.1f} GiB free: make room, or give another --run_dir")
-
-    def _lock(self, attempts=20):
-        # The lock dies with its holder. Ranks of a killed launcher need a moment to notice.
+        """Rank 0, before anything else: take the lock, which dies with its holder."""
+        self.path.mkdir(parents=True, exist_ok=True)
         self.held = open(self.path / "lock", "a+")
-        for _ in range(attempts):
+        for _ in range(20):      # ranks of a killed launcher need a moment to notice
             try:
                 fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -171,18 +147,17 @@ class Directory:
 
     def rewind(self):
         """Rank 0, once it has the lock: read state.json, and bring logs and left-overs back to what
-        it says. Returns (state, what to tell the user or None)."""
+        it says. Returns the state."""
         file = self.path / "state.json"
-        self.state = read_json(file, MEND) if file.exists() else self.state
-        if not is_sound(self.state):
+        before = read_json(file, MEND) if file.exists() else self.state
+        if before.keys() != self.state.keys():
             raise Refused(f"{file} is not what this version writes: give another --run_dir")
-        step, told = self.state["step"], None
+        self.state = before
+        step = self.state["step"]
         if step and step["world"] != self.world:
-            told = (f"iteration {step['iteration']}: the {step['phase']} phase starts again, "
-                    f"since it ran on {step['world']} ranks and now there are {self.world}")
+            print(f"iteration {step['iteration']}: the {step['phase']} phase starts again, since "
+                  f"it ran on {step['world']} ranks and now there are {self.world}")
             self.state["step"] = step = None
-        if step and not all(self._shard(step, r).exists() for r in range(self.world)):
-            raise Refused(f"{self._folder(step)} is incomplete{MEND}")
         sizes = step["sizes"] if step else self.state["phase_sizes"]
         for name, size in sizes.items():
             self._check_rows(self.path / name, size)
@@ -196,12 +171,7 @@ class Directory:
         for folder in self.path.glob("resume/*"):
             if not step or folder != self._folder(step):
                 shutil.rmtree(folder)
-        for i, _ in self.state["finished"]:
-            self._drop_slices(i)
-        for file in self.path.glob("iter*/*.part.jsonl"):
-            complete = file.read_bytes().rpartition(b"\n")
-            os.truncate(file, len(complete[0]) + len(complete[1]))
-        return self.state, told
+        return self.state
 
     def _check_rows(self, file, size):
         """Refused unless the first `size` bytes of a file are there, and are whole rows."""
@@ -219,14 +189,8 @@ class Directory:
         self.state["phase_sizes"] = self._sizes()
         self._commit()
         if self.rank == 0:
-            shutil.rmtree(self.path / "resume", ignore_errors=True)
-            self._drop_slices(i)
-
-    def _drop_slices(self, i):
-        """Remove the slices of a pool that is finished."""
-        if [i, "curriculum"] in self.state["finished"]:
-            for file in (self.path / f"iter{i}").glob("*.part.jsonl"):
-                file.unlink()
+            for folder in ("resume", "slices"):
+                shutil.rmtree(self.path / folder, ignore_errors=True)
 
     def done_steps(self, i, phase):
         """Finished training steps of a phase that was interrupted, as saved."""
@@ -268,7 +232,7 @@ class Directory:
                 time.sleep(0.01)
             before, self.state["step"] = self.state["step"], step
             self._commit()
-            if before and self._folder(before) != self._folder(step):
+            if before:
                 shutil.rmtree(self._folder(before))
         return True
 
@@ -293,11 +257,6 @@ class Directory:
 
     # Files -------------------------------------------------------------------------------------
 
-    @property
-    def stop_file(self):
-        """There while the run is being stopped: a rank that got the signal tells the others."""
-        return self.path / "stop"
-
     def append(self, name, *rows):
         """Add rows to a .jsonl file."""
         if self.rank == 0:
@@ -315,10 +274,9 @@ class Directory:
         return read_lines(self.path / name, MEND)
 
     def kept_rows(self, name, size, total):
-        """What an interrupted phase has written of a .part.jsonl file of `total` rows, cut to whole
+        """What an interrupted phase has written of a .jsonl file of `total` rows, cut to whole
         slices of `size` rows."""
-        rows = self.read_rows(name)
+        rows = read_log(self.path / name)
         whole = rows if len(rows) == total else rows[:len(rows) - len(rows) % size]
-        if len(whole) < len(rows):
-            self.write_rows(name, whole)
+        self.write_rows(name, whole)
         return whole

@@ -9,7 +9,6 @@ No other file imports DeepSpeed.
 import logging
 import os
 import shutil
-import socket
 import warnings
 from contextlib import contextmanager
 from datetime import timedelta
@@ -27,12 +26,10 @@ from deepspeed.utils import (safe_get_full_fp32_param, safe_get_local_fp32_param
 
 import serving
 from cli import Refused
-from disk import read_json
+from disk import read_json_as
 from model import matched, rank_and_world, token_logprobs
 
 logging.disable(logging.NOTSET)
-
-VERSION = deepspeed.__version__
 
 # ---------------------------------------------------------------------------------------------
 # The process group
@@ -45,11 +42,8 @@ def init_distributed(timeout=30):
         timeout: minutes that a rank waits for the others in a collective.
     """
     os.environ.setdefault("LOCAL_RANK", "0")      # some schedulers set the other four only
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    if "RANK" not in os.environ:      # port 0: any that is free
+        os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     # On a CPU, a compiled kernel is kept for each of up to 1024 shapes: with packed rows, no two
     # steps have the same.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -88,7 +82,6 @@ def our_settings(config):
         # grpo.step cuts micro-batches and divides the loss itself.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "steps_per_print": 10**9,
         "bf16": {"enabled": config.dtype == "bf16"},
         # Both default to bf16, where small gradients are lost in the sum.
         "data_types": {"grad_accum_dtype": "fp32"},
@@ -115,47 +108,38 @@ def our_settings(config):
 
 
 # What the user may set besides: where the engine keeps things, how it moves them, what it reports.
-OFFLOAD = tuple(f"zero_optimization.offload_{what}.{key}" for what in ("optimizer", "param")
-                for key in ("device", "pin_memory", "buffer_count", "buffer_size", "max_in_cpu"))
-ALLOWED = OFFLOAD + tuple(f"zero_optimization.{key}" for key in (
-    "reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size",
-    "stage3_max_live_parameters", "stage3_max_reuse_distance", "sub_group_size",
-    "contiguous_gradients", "round_robin_gradients")) + ("wall_clock_breakdown", "dump_state")
-MONITORS = ("tensorboard", "wandb", "csv_monitor", "comet", "comms_logger", "flops_profiler")
+MONITORS = ("tensorboard.", "wandb.", "csv_monitor.")
+ALLOWED = ("wall_clock_breakdown", *(f"zero_optimization.{key}" for key in (
+    "offload_optimizer.device", "offload_optimizer.pin_memory", "offload_param.device",
+    "offload_param.pin_memory", "reduce_bucket_size", "allgather_bucket_size", "sub_group_size",
+    "stage3_prefetch_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance")))
 
 
 def settings(config):
     """The DeepSpeed configuration: ours, with the user's JSON file `config.deepspeed` ("": none)
-    laid over it. Refused names a setting that is ours to decide, or that could change what a step
-    computes."""
-    tree = our_settings(config)
+    laid over it. Refused names a setting that could change what a step computes."""
+    ours = our_settings(config)
     if not config.deepspeed:
-        return tree
-    ours, user = dict(leaves(tree)), read_json(config.deepspeed)
+        return ours
+    return read_json_as(config.deepspeed, lambda user: laid_over(ours, user))
+
+
+def laid_over(ours, user, above=""):
+    """A nested dict with the entries of another over it. ValueError where one is not free."""
     if not isinstance(user, dict):
-        raise Refused(f"--deepspeed {config.deepspeed} holds no JSON object")
-    for path, value in leaves(user):
-        key = ".".join(path)
-        if key in OFFLOAD and key.endswith("device") and value not in ("cpu", "none"):
-            raise Refused(f"--deepspeed {config.deepspeed} sets {key} to {value!r}: "
-                          "cpu and none are known to work")
-        if not (key in ALLOWED or path[0] in MONITORS or path in ours and ours[path] == value):
-            raise Refused(f"--deepspeed {config.deepspeed} sets {key}: "
-                          "the training step decides that")
-        place = tree
-        for part in path[:-1]:
-            place = place.setdefault(part, {})
-        place[path[-1]] = value
-    return tree
-
-
-def leaves(tree, above=()):
-    """(path, value) of everything in nested dicts that is no dict itself."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, (*above, key))
-        else:
-            yield (*above, key), value
+        raise ValueError("it holds no JSON object")
+    merged = dict(ours)
+    for key, value in user.items():
+        name, own = above + key, ours.get(key, {})
+        if isinstance(value, dict) and isinstance(own, dict):
+            merged[key] = laid_over(own, value, name + ".")
+            continue
+        free = name in ALLOWED or name.startswith(MONITORS) or value == own
+        if not free or key == "device" and value not in ("cpu", "none"):
+            raise ValueError(f"{name} cannot be {value!r}: only offloading to the cpu, sizes of "
+                             "buckets and monitors are free")
+        merged[key] = value
+    return merged
 
 
 # ---------------------------------------------------------------------------------------------
@@ -270,30 +254,19 @@ class Engine:
                 masters[name] = full.detach().cpu().clone()
         return masters
 
-    def gathered(self):
-        """(name, whole parameter in training precision), one after the other, on every rank."""
-        for name, param in self.parameters():
-            with deepspeed.zero.GatheredParameters([param]):
-                yield name, param
-
     def copy_to(self, model):
         """Refresh a plain copy of the model in place, gathering one parameter at a time."""
         target = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, param in self.gathered():
+        for name, param in self.parameters():
+            with torch.no_grad(), deepspeed.zero.GatheredParameters([param]):
                 target[name].copy_(param)
-
-    def check_copy(self, model):
-        """AssertionError unless a plain copy on this rank holds the engine's weights."""
-        target = dict(model.named_parameters())
-        for name, param in self.gathered():
-            assert torch.equal(target[name], param), f"the sampling copy differs in {name}"
 
     def save(self, path, lm):
         """Write a Hugging Face checkpoint with fp32 weights. All ranks call it.
 
         Args:
-            path: a directory; replaced as a whole once it is complete.
+            path: a directory; replaced as a whole once it is complete. Ranks that read it have to
+                wait for rank 0.
             lm: model.LM whose configuration and tokenizer belong to the weights.
         """
         masters = self.weights()
@@ -302,8 +275,6 @@ class Engine:
             serving.write_checkpoint(part, lm, masters)
             shutil.rmtree(path, ignore_errors=True)     # from a phase that was cut off just after
             part.rename(path)
-        if dist.is_initialized():
-            dist.barrier()
 
     # A state to resume from --------------------------------------------------------------------
 
@@ -333,7 +304,6 @@ class Engine:
     def write_events(self, phase, step, metrics):
         """Hand numbers to the monitors (tensorboard, wandb, csv) that the user's DeepSpeed settings
         switch on."""
-        if self.engine.monitor.enabled:
-            self.engine.monitor.write_events(
-                [(f"{phase}/{name}", value, step) for name, value in metrics.items()
-                 if isinstance(value, (int, float))])
+        self.engine.monitor.write_events(
+            [(f"{phase}/{name}", value, step) for name, value in metrics.items()
+             if isinstance(value, (int, float))])

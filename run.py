@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 
@@ -27,7 +28,7 @@ if sys.platform == "linux":
 
 import torch
 import torch.distributed as dist
-import transformers
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 import check
@@ -80,7 +81,7 @@ class Run:
         self.total = 0                        # training steps of the phase
         self.done = None                      # those that are finished; None outside of training
         self.tokens, self.seconds, self.said, self.reward = 0, Counter(), set(), 0.0
-        self.stopper = Stopper(files, self.save_now, launched="LOCAL_SIZE" in os.environ)
+        self.stopper = Stopper(files, self.save_step)
 
     # Models ------------------------------------------------------------------------------------
 
@@ -150,14 +151,14 @@ class Run:
         """
         chunk = max(1, self.config.sample_rows // samples)
         size = chunk * min(SLICE, max(1, len(items) // (8 * chunk)))
-        name = f"iter{self.iteration}/{purpose}.part.jsonl"
+        name = f"slices/{self.iteration}-{purpose}.jsonl"
         results = self.files.kept_rows(name, size, len(items))
         with self.bar(purpose, len(items), len(results)) as bar:
             for start in range(len(results), len(items), size):
                 new = work(self, items[start:start + size], samples, purpose, start)
                 self.files.append(name, *new)
                 results += new
-                self.advance(bar, len(new))
+                bar.update(len(new))
         return results
 
     # Phases and steps --------------------------------------------------------------------------
@@ -171,9 +172,8 @@ class Run:
         work(self, i)
         self.step = self.done = None
         if phase in ("curriculum", "evaluation"):
-            self.log_time(started, {})
-        if lms.rank_and_world()[1] > 1:
-            dist.barrier()
+            self.log({"seconds": time.time() - started, **self.seconds}, "timings.jsonl")
+        dist.barrier()      # all of its files are there
         with self.stopper.critical:
             self.files.finish(i, phase)
         if phase == "evaluation" and i < self.config.iterations and self.files.rank == 0:
@@ -188,20 +188,18 @@ class Run:
             self.engine.copy_to(self.actor.model)
         with self.bar(self.phase, total, self.done) as bar:
             for self.step in range(self.done, total):
-                started, before, self.seconds = time.time(), self.tokens, Counter()
+                started, self.tokens, self.seconds = time.time(), 0, Counter()
                 yield self.step
                 return_memory()
-                self.log_time(started, {
-                    "step": self.step, "sampled_tokens_per_second":
-                    (self.tokens - before) / (time.time() - started),
-                    "peak_memory_mib": peak_memory()})
-                self.advance(bar, 1, reward=f"{self.reward:.2f}")
+                seconds = time.time() - started
+                self.log({"sampled_tokens_per_second": self.tokens / seconds,
+                          "peak_memory_mib": peak_memory(), "seconds": seconds, **self.seconds},
+                         "timings.jsonl")
+                bar.set_postfix(reward=f"{self.reward:.2f}", refresh=False)
+                bar.update()
                 if self.done % self.config.save_every == 0 and self.done < total:
                     with self.stopper.critical:
-                        saved = self.save_step(60 * self.config.collective_timeout)
-                    if not saved:
-                        self.say(f"iteration {self.iteration} {self.phase}: step {self.done} is "
-                                 "not saved, since a rank's part of it did not come")
+                        self.save_step(60 * self.config.collective_timeout)
 
     def learn(self, groups, parts, metrics):
         """One GRPO step on sampled groups, and its lines in the logs.
@@ -213,42 +211,39 @@ class Run:
         config, rollouts = self.config, flat(groups)
         reward_PG = torch.tensor([sum(part.values()) for part in parts]).view(len(groups), -1)
         rate = self.of_role("learning_rate") * (1 - self.step / self.total)      # linear to 0
-        with ExitStack() as held:      # weights and logs change together
-            with self.timed("training"):
-                metrics |= grpo.step(
-                    self.engine, groups, reward_PG, rate, config.micro_tokens, config.epsilon,
-                    config.inner_updates,
-                    commit=lambda: held.enter_context(self.stopper.critical))
-            metrics |= {"reward": reward_PG.mean().item(), "learning_rate": rate,
-                        "truncated": mean(not rollout.finished for rollout in rollouts),
-                        "completion_tokens": mean(len(rollout.ids) for rollout in rollouts)}
-            metrics |= {f"reward_{name}": mean(part[name] for part in parts) for name in parts[0]}
-            self.log(metrics)
-            self.log_samples(rollouts, parts)
-            self.done = self.step + 1
+        # Weights and logs change together. Where an error comes between, the lock stays held, and
+        # no half of a step is saved.
+        with self.timed("training"):
+            metrics |= grpo.step(
+                self.engine, groups, reward_PG, rate, config.micro_tokens, config.epsilon,
+                config.inner_updates, commit=self.stopper.critical.acquire)
+        metrics |= {"reward": reward_PG.mean().item(), "learning_rate": rate,
+                    "truncated": mean(not rollout.finished for rollout in rollouts),
+                    "completion_tokens": mean(len(rollout.ids) for rollout in rollouts)}
+        metrics |= {f"reward_{name}": mean(part[name] for part in parts) for name in parts[0]}
+        self.log(metrics)
+        self.log_samples(rollouts, parts)
+        self.done = self.step + 1
+        self.stopper.critical.release()
         with self.timed("sync"):
             self.engine.copy_to(self.actor.model)
         if config.assert_invariants:
             check.check_step(config, groups, reward_PG, self.actor.eos, metrics)
-            self.engine.check_copy(self.actor.model)
         self.engine.write_events(self.phase, (self.iteration - 1) * self.total + self.step, metrics)
         self.reward = metrics["reward"]
         for kind, sentence in step_problems(reward_PG, metrics).items():
-            self.say_once(kind, f"iteration {self.iteration} {self.phase} step {self.step}: "
-                          + sentence)
+            if (self.iteration, self.phase, kind) not in self.said:      # once a phase
+                self.said.add((self.iteration, self.phase, kind))
+                self.say(f"iteration {self.iteration} {self.phase} step {self.step}: {sentence}")
 
     def save_step(self, patience):
-        """Make the last finished step the one that the run resumes from; False if a rank's part
-        did not come in `patience` seconds."""
-        return self.files.save_step(self.iteration, self.phase, self.done, self.engine.state(),
-                                    patience)
-
-    def save_now(self, patience):
-        """Save the last finished step while the run is being stopped; returns what to say."""
+        """Make the last finished step the one that the run resumes from, if the other ranks' parts
+        come in `patience` seconds; returns what is saved, in words."""
         if self.done is None:
             return "what is finished is saved"
         saved = self.files.done_steps(self.iteration, self.phase)
-        if self.done > saved and self.save_step(patience):
+        if self.done > saved and self.files.save_step(
+                self.iteration, self.phase, self.done, self.engine.state(), patience):
             saved = self.done
         return f"iteration {self.iteration} {self.phase} is saved after {saved} steps"
 
@@ -261,51 +256,31 @@ class Run:
         yield
         self.seconds[kind] += time.time() - started
 
-    def log(self, metrics):
-        """One line of metrics.jsonl: values that the seed determines."""
+    def log(self, values, name="metrics.jsonl"):
+        """One line of a log. In metrics.jsonl are values that the seed determines."""
         step = {} if self.step is None else {"step": self.step}
-        self.files.append("metrics.jsonl", {"iteration": self.iteration, "phase": self.phase,
-                                            **step, **metrics})
-
-    def log_time(self, started, more):
-        """One line of timings.jsonl."""
-        self.files.append("timings.jsonl", {
-            "iteration": self.iteration, "phase": self.phase, **more,
-            "seconds": time.time() - started, **self.seconds})
+        self.files.append(name, {"iteration": self.iteration, "phase": self.phase, **step,
+                                 **values})
 
     def log_samples(self, rollouts, parts):
         """The best and the worst rollout of a step."""
         totals = [sum(part.values()) for part in parts]
         for kind, n in (("best", totals.index(max(totals))), ("worst", totals.index(min(totals)))):
-            self.files.append("samples.jsonl", {
-                "iteration": self.iteration, "phase": self.phase, "step": self.step, "kind": kind,
-                "reward": parts[n], "prompt": self.tokenizer.decode(rollouts[n].prompt),
-                "text": rollouts[n].text})
+            self.log({"kind": kind, "reward": parts[n],
+                      "prompt": self.tokenizer.decode(rollouts[n].prompt),
+                      "text": rollouts[n].text}, "samples.jsonl")
 
     def write_rows(self, name, rows):
         """Write a .jsonl file of this iteration."""
         self.files.write_rows(f"iter{self.iteration}/{name}", rows)
-
-    def say_once(self, what, line):
-        """Say a line the first time in a phase that there is something of its kind to say."""
-        if (self.iteration, self.phase, what) not in self.said:
-            self.said.add((self.iteration, self.phase, what))
-            self.say(line)
 
     def say(self, line):
         if self.files.rank == 0:
             tqdm.write(line)
 
     def bar(self, what, total, done):
-        self.tokens, self.bar_started = 0, time.time()
         return tqdm(total=total, initial=done, desc=f"iteration {self.iteration} {what}",
                     disable=self.files.rank > 0, leave=False, dynamic_ncols=True)
-
-    def advance(self, bar, count, **shown):
-        """Move a progress bar on, with tokens per second since it began."""
-        speed = self.tokens / (time.time() - self.bar_started)
-        bar.set_postfix(shown | {"tok/s": f"{speed:.0f}"}, refresh=False)
-        bar.update(count)
 
 
 def step_problems(reward_PG, metrics):
@@ -348,19 +323,17 @@ def start(config, story):
     Args:
         story: function of the Run.
     """
-    tokenizer, score_ids, shape = read_model(config)
+    tokenizer, score_ids = read_model(config)
     engine.settings(config)
     device = engine.init_distributed(config.collective_timeout)
-    files, told = open_directory(config)
+    files = open_directory(config)
     if [config.iterations, "evaluation"] not in files.state["finished"]:
-        needed = check.disk_bytes(check.count_parameters(shape), config.iterations)
-        on_rank0(lambda: files.see_room(needed))
         try:
             run = Run(config, files, tokenizer, score_ids, device)
         except lms.BadCheckpoint as error:
             raise Refused(f"--model {config.model}: {error}") from None
-        for line in filter(None, (told, lms.turn_problem(tokenizer, run.actor.eos))):
-            run.say(line)
+        if problem := lms.turn_problem(tokenizer, run.actor.eos):
+            run.say(problem)
         with unharmed(run):
             story(run)
     if files.rank == 0:
@@ -368,38 +341,35 @@ def start(config, story):
 
 
 def read_model(config):
-    """(tokenizer, ids of the judge's scores, shape of the model), once they are known to serve."""
+    """(tokenizer, ids of the judge's scores), once the model is known to serve."""
     try:
         tokenizer = lms.load_tokenizer(config.base, generator.TAGS)
         score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(tiny.heldout(1)[0]),
                                    curriculum.SCORES)
-        shape = lms.read_config(config.base)
         lms.checkpoint_files(config.base)
         longest = len(lms.encode_chat(tokenizer, generator.longest_prompt(config.own_tools)))
         if longest > config.max_prompt:
             raise ValueError(f"--max_prompt is {config.max_prompt}, and the Generator's longest "
                              f"prompt takes {longest} tokens")
-        room = lms.positions(shape)
+        room = lms.positions(lms.read_config(config.base))
         if config.max_prompt + max(config.max_completion, config.max_verify) > room:
             raise ValueError(f"it has {room} positions, and --max_prompt and --max_completion or "
                              "--max_verify add up to more")
     except ValueError as error:
         raise Refused(f"--model {config.model}: {error}") from None
-    return tokenizer, score_ids, shape
+    return tokenizer, score_ids
 
 
 def open_directory(config):
-    """(the run's directory, what to tell the user or None): claimed, seen by every rank, and
-    brought back to its last saved step."""
+    """The run's directory: claimed, seen by every rank, and brought back to its last saved step."""
     files = Directory(config.path, *lms.rank_and_world())
     on_rank0(files.claim)
     holder = on_rank0(lambda: (files.path / "lock").read_text())
     on_every_rank(lambda: see_lock(files.path, holder))
     on_rank0(lambda: write_json(files.path / "config.json", record(config) | {
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__,
-                     "deepspeed": engine.VERSION}}))
-    files.state, told = on_rank0(files.rewind)
-    return files, told
+        "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed")}}))
+    files.state = on_rank0(files.rewind)
+    return files
 
 
 def see_lock(path, holder):
@@ -415,8 +385,10 @@ def on_every_rank(work):
     result, problem = None, None
     try:
         result = work()
-    except (Refused, OSError) as error:
+    except Refused as error:
         problem = str(error)
+    except OSError as error:
+        problem = f"a file cannot be read or written: {error}"
     for problem in filter(None, lms.of_every_rank(problem)):
         raise Refused(problem)
     return result
@@ -450,7 +422,7 @@ def summarise(config, files):
 @contextmanager
 def unharmed(run):
     """Turn what can go wrong in the middle of a run into one line; what was finished stays."""
-    again, files = GO_ON, run.files
+    files = run.files
     try:
         yield
     except lms.NonFinite as error:
@@ -465,18 +437,15 @@ def unharmed(run):
              "them.")
     except lms.BadCheckpoint as error:
         raise Refused(f"{error}{MEND}") from None
-    except OSError as error:
-        fail(f"{error.filename or files.path} cannot be read or written: "
-             f"{error.strerror or error}. {again}")
+    except (OSError, SafetensorError) as error:
+        fail(f"a file cannot be read or written: {error}. {GO_ON}")
     except RuntimeError as error:
         # Another rank ended: either the run is being stopped, or it died.
         if run.stopper.stopping.wait(2):
             run.stopper.join()
         if files.world == 1 or not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        for failure in files.path.glob("failure-rank*.json"):
-            again = f"It left {failure}."
-        fail(f"rank {files.rank} lost another rank ({str(error).splitlines()[0][:200]}). {again}")
+        fail(f"rank {files.rank} lost another rank ({str(error).splitlines()[0][:200]}). {GO_ON}")
 
 
 def fail(message):
@@ -497,18 +466,17 @@ class Stopper(threading.Thread):
         stopping: set once the end has begun.
     """
 
-    def __init__(self, directory, save, launched):
+    def __init__(self, directory, save):
         """
         Args:
             directory: the run's Directory.
             save: function of the seconds that it may take, which saves the last finished step and
                 returns a sentence.
-            launched: whether a launcher started this process.
         """
         super().__init__(daemon=True)
         self.directory, self.save = directory, save
         self.critical, self.stopping = threading.RLock(), threading.Event()
-        self.launched, self.ancestors = launched, ancestors()
+        self.launched, self.ancestors = "LOCAL_SIZE" in os.environ, ancestors()
         self.pipe, write_end = os.pipe()
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end)
@@ -531,14 +499,12 @@ class Stopper(threading.Thread):
         with suppress(OSError):
             self.directory.stop_file.touch()
         deadline = time.time() + SAVE_SECONDS
-        sentence = "a step was under way"
+        sentence = "the last step could not be saved"
         try:
             # A step that is changing the weights right now is finished first.
             if self.critical.acquire(timeout=SAVE_SECONDS):
                 sentence = self.save(deadline - time.time())
-        except Exception as error:      # whatever it is, the process has to end
-            sentence = f"the last step could not be saved ({error})"
-        finally:
+        finally:      # whatever happens, the process has to end
             if self.directory.rank == 0:
                 print(f"\nstopped: {sentence}. The same command goes on from there.",
                       file=sys.stderr, flush=True)

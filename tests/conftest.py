@@ -123,7 +123,7 @@ def steps_logged(path):
 def is_free(path):
     """Could a run begin in this directory?"""
     try:
-        disk.Directory(path)._lock(attempts=1)
+        disk.Directory(path).claim()
     except Refused:
         return False
     return True
