@@ -100,10 +100,7 @@ def load_tokenizer(path, tags=()):
         tags: names of the <tag>s that completions are read by.
     """
     transformers.logging.set_verbosity_error()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **source(path))
-    except Exception as error:      # a damaged file makes it raise what it likes
-        raise ValueError(_not_found("tokenizer", path, error)) from None
+    tokenizer = pretrained(AutoTokenizer, path, "tokenizer", trust_remote_code=False)
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {path} has no chat template: use an instruction-tuned "
                          "model")
@@ -165,10 +162,18 @@ class BadCheckpoint(ValueError):
     """A checkpoint that cannot be read, named in one line."""
 
 
-def source(path):
-    """from_pretrained's arguments: where it may look, and that no code is run from there."""
+def pretrained(reader, path, what, **settings):
+    """What a class of transformers reads from a directory or a hub name. BadCheckpoint where it
+    cannot.
+
+    Args:
+        settings: trust_remote_code=False for the classes that could run code from there.
+    """
     local = Path(path).is_dir() or not on_hub(str(path))
-    return {"local_files_only": local, "trust_remote_code": False}
+    try:
+        return reader.from_pretrained(path, local_files_only=local, **settings)
+    except Exception as error:      # a damaged file makes it raise what it likes
+        raise BadCheckpoint(_not_found(what, path, error)) from None
 
 
 @functools.cache
@@ -215,10 +220,7 @@ def checkpoint_files(path):
 
 def read_config(path):
     """transformers' configuration of a checkpoint. BadCheckpoint where there is none."""
-    try:
-        return AutoConfig.from_pretrained(path, **source(path))
-    except Exception as error:      # a damaged file makes it raise what it likes
-        raise BadCheckpoint(_not_found("model", path, error)) from None
+    return pretrained(AutoConfig, path, "model", trust_remote_code=False)
 
 
 def positions(shape):
@@ -264,10 +266,7 @@ def matched(weights, shapes):
                                 f"not {tuple(shape)}")
         yield name, weight
     if missing:
-        # transformers joins the experts of a mixture when it loads them.
-        why = (": experts that a file keeps one by one are not supported"
-               if all(".experts." in name for name in missing) else "")
-        raise BadCheckpoint(f"a checkpoint lacks the weights {', '.join(list(missing)[:3])}{why}")
+        raise BadCheckpoint(f"a checkpoint lacks the weights {', '.join(list(missing)[:3])}")
 
 
 @torch.no_grad()
@@ -282,10 +281,7 @@ def build(path, dtype=torch.float32, device="cpu"):
     """The architecture of a checkpoint with random weights, made where it is to stay."""
     model, folder = from_config(read_config(path), dtype, device), checkpoint_files(path)[0]
     if (folder / "generation_config.json").exists():
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise BadCheckpoint(_not_found("generation_config.json", path, error)) from None
+        model.generation_config = pretrained(GenerationConfig, folder, "generation_config.json")
     return model
 
 
@@ -324,17 +320,13 @@ def model_problem(lm):
     is read from the configuration: see `positions`.
     """
     model, kind = lm.model, f"a {type(lm.model).__name__}"
-    if model.base_model is model or not hasattr(model, "lm_head"):
-        return f"{kind} does not have its layers in `base_model` and `lm_head`"
     rows, tokens = model.get_input_embeddings().weight.shape[0], len(lm.tokenizer)
     if tokens > rows:
         return f"its vocabulary of {rows} is smaller than the tokenizer's {tokens}"
     more = model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys()
     if more:
         return f"{kind} keeps {min(more)} beside its weights, and only weights are read"
-    special = {*lm.eos, *lm.tokenizer.all_special_ids}
-    plain = [token for token in range(tokens) if token not in special]
-    ids = [plain[n * len(plain) // 20] for n in range(20)]      # none of them pads
+    ids = [n * tokens // 20 for n in range(20)]
     try:
         groups = sample_chunk(LM(model, lm.tokenizer, ()), [ids[:7], ids[7:]],
                               [[(p, g) for g in range(2)] for p in range(2)], 1.0, 6)
@@ -357,10 +349,8 @@ def proof_gap(model, groups):
     rollouts = [rollout for group in groups for rollout in group]
     sampled = torch.tensor([x for rollout in rollouts for x in rollout.logps], device=model.device)
     model.set_attn_implementation("eager")
-    try:
-        own = torch.cat([own_logprobs(model, rollout) for rollout in rollouts])
-    finally:
-        model.set_attn_implementation("shared_prompt")
+    own = torch.cat([own_logprobs(model, rollout) for rollout in rollouts])
+    model.set_attn_implementation("shared_prompt")
     return max((own - ours).abs().mean().item() for ours in (sampled, logp_BC[mask_BC]))
 
 
@@ -420,15 +410,13 @@ def decode(tokenizer, ids):
 def choice_ids(tokenizer, messages, choices):
     """Ids of the answers `choices` right after the messages. ValueError unless each is one
     token."""
-    text, ids = chat_text(tokenizer, messages, close=True), []
-    context = tokenizer.encode(text, add_special_tokens=False)
-    for choice in choices:
-        longer = tokenizer.encode(text + choice, add_special_tokens=False)
-        if longer[:-1] != context:
-            raise ValueError(f"the answer {choice!r} is not a single token of this tokenizer: "
-                             "the judge needs one token for each of the scores 1 to 5")
-        ids.append(longer[-1])
-    return ids
+    text = chat_text(tokenizer, messages, close=True)
+    context, *longer = [tokenizer.encode(text + choice, add_special_tokens=False)
+                        for choice in ("", *choices)]
+    if any(ids[:-1] != context for ids in longer):
+        raise ValueError("the judge needs the scores 1 to 5 as single tokens, and in this "
+                         "tokenizer they are not")
+    return [ids[-1] for ids in longer]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -512,12 +500,12 @@ def deal(items, size, work):
     Args:
         items: the same list on every rank.
         size: items in a chunk.
-        work: function of (index of the first item, items of a chunk) to a list of results.
+        work: function of the items of a chunk to a list of results.
     """
     rank, world = rank_and_world()
-    starts = range(0, len(items), size)
-    parts = of_every_rank([work(start, items[start:start + size]) for start in starts[rank::world]])
-    return [result for i in range(len(starts)) for result in parts[i % world][i // world]]
+    chunks = [items[start:start + size] for start in range(0, len(items), size)]
+    parts = of_every_rank([work(chunk) for chunk in chunks[rank::world]])
+    return [result for i in range(len(chunks)) for result in parts[i % world][i // world]]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -589,10 +577,7 @@ class GroupCache:
             group_B: the prompt of each row, ascending.
             column: (1,), where the next position is stored; its owner moves it on in place.
         """
-        keys = prompts[0][0]
         self.prompts = prompts
-        gap_PT = torch.arange(keys.shape[2], device=length_P.device) >= length_P[:, None]
-        self.bias_PT = torch.zeros_like(gap_PT, dtype=keys.dtype).masked_fill(gap_PT, -torch.inf)
         self.own = [tuple(kv.new_empty(len(group_B), kv.shape[1], 0, kv.shape[3]) for kv in layer)
                     for layer in prompts]                                        # (B, heads, S, D)
         self.length_P, self.group_B, self.column = length_P, group_B, column
@@ -603,30 +588,27 @@ class GroupCache:
         # Zeros, not empty: a masked position has weight 0, and 0 x NaN would be NaN.
         self.own = [tuple(F.pad(kv[stay_B], (0, 0, 0, more)) for kv in layer) for layer in self.own]
         needed, self.group_B = self.group_B[stay_B].unique(return_inverse=True)
-        if len(needed) < len(self.bias_PT):
+        if len(needed) < len(self.length_P):
             self.prompts = [tuple(kv[needed] for kv in layer) for layer in self.prompts]
-            self.bias_PT, self.length_P = self.bias_PT[needed], self.length_P[needed]
+            self.length_P = self.length_P[needed]
         # Row b is cell `cell_B[b]` of a grid of prompts x `width` rows.
         count_P = self.group_B.bincount()
         self.width = int(count_P.max())
-        first_P = count_P.cumsum(0) - count_P
-        place_B = torch.arange(len(self.group_B), device=first_P.device) - first_P[self.group_B]
-        self.cell_B = self.group_B * self.width + place_B
+        taken_PG = torch.arange(self.width, device=count_P.device) < count_P[:, None]
+        self.cell_B = taken_PG.flatten().nonzero()[:, 0]
 
     def bias(self, window):
         """(P, 1, 1, T + S) to add to the scores of prompts and completions: 0 in the window that
         ends at `column`, -inf outside it and in padding."""
         if window not in self.biases:
-            bias_PT, S = self.bias_PT, self.own[0][0].shape[2]
-            column_S = torch.arange(S, device=self.column.device)
-            hidden_S = (column_S > self.column) | (column_S <= self.column - window)
-            bias_S = bias_PT.new_zeros(S).masked_fill(hidden_S, -torch.inf)
-            if window != ALL:
-                position_T = torch.arange(bias_PT.shape[1], device=self.column.device)
-                first_P1 = (self.length_P + self.column - window + 1)[:, None]
-                bias_PT = bias_PT.masked_fill(position_T < first_P1, -torch.inf)
-            both = torch.cat((bias_PT, bias_S.expand(len(bias_PT), -1)), 1)
-            self.biases[window] = both[:, None, None]
+            keys, own_keys = self.prompts[0][0], self.own[0][0]
+            place_T, place_S = (torch.arange(kv.shape[2], device=kv.device)
+                                for kv in (keys, own_keys))
+            length_P1 = self.length_P[:, None]
+            gap_PT = (place_T >= length_P1) | (place_T <= length_P1 + self.column - window)
+            gap_S = (place_S > self.column) | (place_S <= self.column - window)
+            gap = torch.cat((gap_PT, gap_S.expand(len(gap_PT), -1)), 1)[:, None, None]
+            self.biases[window] = keys.new_zeros(gap.shape).masked_fill(gap, -torch.inf)
         return self.biases[window]
 
     def update(self, key, value, layer, *args, **kwargs):
@@ -657,7 +639,7 @@ class GroupCache:
 
     def _grid(self, x):
         """Rows (B, K, R, X) by prompt: (P, K, G x R, X), zeros where a prompt has fewer."""
-        P, G = len(self.bias_PT), self.width
+        P, G = len(self.length_P), self.width
         grid = x if len(x) == P * G else (
             x.new_zeros(P * G, *x.shape[1:]).index_copy_(0, self.cell_B, x))
         return grid.view(P, G, *x.shape[1:]).transpose(1, 2).reshape(P, x.shape[1], -1, x.shape[-1])
@@ -670,7 +652,7 @@ class GroupCache:
 
 
 def read_prompts(model, prompts, cache=None):
-    """(hidden states of their tokens (N, D), the Packed that they were read as).
+    """(the prompts' last hidden states (P, D), the Packed that they were read as).
 
     What all of them begin with is read once: it is to the rest of each prompt as a prompt is to its
     completions, and so they are packed.
@@ -679,12 +661,7 @@ def read_prompts(model, prompts, cache=None):
     packed = pack([[Rollout(ids[:shared], ids[shared:], "", True, []) for ids in prompts]],
                   model.device)
     hidden_1ND = hidden_states(model, packed, packed.ids_N[None], packed.position_N[None], cache)
-    return hidden_1ND[0], packed
-
-
-def last_states(hidden_ND, packed):
-    """Hidden states of the last token of each completion, (B, D)."""
-    return hidden_ND[packed.own_BC.max(1).values]
+    return hidden_1ND[0, packed.own_BC.max(1).values], packed
 
 
 def prefill(model, prompts):
@@ -692,7 +669,7 @@ def prefill(model, prompts):
     (P, heads, T, D), padded on the right."""
     # A cache made by the model itself would forget what is behind a sliding window.
     cache = DynamicCache()
-    hidden_ND, packed = read_prompts(model, prompts, cache)
+    last_PD, packed = read_prompts(model, prompts, cache)
     where_PT = torch.cat((packed.prompt_PT.expand(len(prompts), -1), packed.own_BC), 1)
     where = where_PT.clamp(min=0).flatten()
     read = []
@@ -700,7 +677,7 @@ def prefill(model, prompts):
         layer = cache.layers.pop(0)
         read.append(tuple(kv[0].index_select(1, where).unflatten(1, where_PT.shape).transpose(0, 1)
                           .contiguous() for kv in (layer.keys, layer.values)))
-    return last_states(hidden_ND, packed), read
+    return last_PD, read
 
 
 class Decoder:
@@ -722,9 +699,7 @@ class Decoder:
         self.ids_BT = torch.zeros_like(u_BT, dtype=torch.long)
         self.logp_BT = torch.zeros_like(u_BT, dtype=torch.float32)
         self.live = torch.arange(B, device=device)                   # rows of ids_BT in the batch
-        self.last_B = torch.zeros_like(group_B)                      # their newest tokens
         self.ended_B = torch.zeros_like(group_B, dtype=torch.bool)
-        self.length_B = length_P[group_B]
         self.cache = GroupCache(read, length_P, group_B, self.t)
         self._pick(logits(lm.model, last_PD)[group_B])
 
@@ -734,21 +709,21 @@ class Decoder:
         self.ids_BT[self.live, self.t] = ids_B
         self.logp_BT[self.live, self.t] = logp_B
         self.ended_B |= torch.isin(ids_B, self.eos)
-        self.last_B.copy_(ids_B)
 
     def step(self):
         """The model reads the newest tokens, and we pick the next."""
         self.cache.biases.clear()
-        hidden_B1D = hidden_states(self.lm.model, self.cache, self.last_B[:, None],
-                                   (self.length_B + self.t)[:, None], self.cache)
+        ids_B = self.ids_BT[self.live, self.t]
+        position_B = self.cache.length_P[self.cache.group_B] + self.t
+        hidden_B1D = hidden_states(self.lm.model, self.cache, ids_B[:, None], position_B[:, None],
+                                   self.cache)
         self.t += 1
         self._pick(logits(self.lm.model, hidden_B1D[:, 0]))
 
     def stretch(self, steps):
         """Drop the rows that have ended, then take at most `steps` steps."""
         stay_B = ~self.ended_B
-        self.live, self.last_B, self.length_B = (
-            x_B[stay_B] for x_B in (self.live, self.last_B, self.length_B))
+        self.live = self.live[stay_B]
         self.ended_B = torch.zeros_like(self.live, dtype=torch.bool)
         self.cache.repack(stay_B, steps)
         step = self.step
@@ -831,7 +806,7 @@ def sample(lm, prompts, samples, key, temperature, max_tokens, rows, first=0):
         rows: samples decoded together; a prompt's samples are never parted.
         first: index of the first prompt, where a longer list is sampled in slices.
     """
-    def work(start, chunk):
+    def work(chunk):
         keys = [[(*key, first + p, s) for s in range(samples)] for p in chunk]
         return sample_chunk(lm, [prompts[p] for p in chunk], keys, temperature, max_tokens)
 
@@ -845,8 +820,9 @@ def sample(lm, prompts, samples, key, temperature, max_tokens, rows, first=0):
 def choose(lm, prompts, ids, rows):
     """For each prompt, which of the token `ids` has the highest logit as the next one: list of
     int."""
-    def work(start, chunk):
-        logits_BV = logits(lm.model, last_states(*read_prompts(lm.model, chunk)))
+    def work(chunk):
+        last_PD, _ = read_prompts(lm.model, chunk)
+        logits_BV = logits(lm.model, last_PD)
         if not torch.isfinite(logits_BV[:, ids]).all():
             raise NonFinite("a logit of the judge", [])
         return logits_BV[:, ids].argmax(-1).tolist()
@@ -942,8 +918,8 @@ class Packed(NamedTuple):
 
 def pack(groups, device):
     """Packed, from lists of Rollouts; those of a list share their prompt."""
-    ids, position, lengths, sees, prompts, own, group_of = [], [], [], [], [], [], []
-    for g, group in enumerate(groups):
+    ids, position, lengths, sees, prompts, own = [], [], [], [], [], []
+    for group in groups:
         length, first = len(group[0].prompt), len(lengths)
         lengths += [length] + [len(rollout.ids) for rollout in group]
         sees += [[first]] + [[first, n] for n in range(first + 1, len(lengths))]
@@ -954,16 +930,15 @@ def pack(groups, device):
             own.append(torch.arange(len(rollout.ids)) + len(ids))
             ids += rollout.ids
             position += range(length, length + len(rollout.ids))
-            group_of.append(g)
     prompt_PT, own_BC = (pad_sequence(x, batch_first=True, padding_value=-1)
                          for x in (prompts, own))
-    group_B, (B, C) = torch.tensor(group_of), own_BC.shape
+    size_P, (B, C) = torch.tensor([len(group) for group in groups]), own_BC.shape
+    group_B = torch.arange(len(groups)).repeat_interleave(size_P)
     causal_CC = torch.ones(C, C, dtype=torch.bool).tril()
     prompt_BCT = (prompt_PT >= 0)[group_B][:, None].expand(-1, C, -1)
     seen_BCS = torch.cat((prompt_BCT, causal_CC.expand(B, -1, -1)), 2)
     place = torch.cat((prompt_PT.flatten(), own_BC.flatten()))
-    home_N = torch.empty(len(ids), dtype=torch.long)
-    home_N[place[place >= 0]] = (place >= 0).nonzero()[:, 0]
+    home_N = place.argsort()[-len(ids):]      # what pads comes first
     return Packed(torch.tensor(ids, device=device), torch.tensor(position, device=device), lengths,
                   sees, *(x.to(device) for x in (prompt_PT, own_BC, group_B, seen_BCS, home_N)))
 

@@ -151,7 +151,7 @@ def test_the_sampler_makes_its_tensors_on_the_device_of_the_model(name):
     chunk.lm = lm
     with OnePlace():
         chunk.step()
-    assert chunk.ids_BT.device.type == chunk.last_B.device.type == "meta"
+    assert chunk.ids_BT.device.type == chunk.live.device.type == "meta"
 
 
 @pytest.mark.parametrize("attend", ["_attend_by_text", "_attend_in_rows"])

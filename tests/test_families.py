@@ -324,7 +324,7 @@ FAMILIES_PROVEN = {   # name in the README: configuration, what it adds to SHAPE
     "Phi": ("PhiConfig", {}), "EXAONE 4": ("Exaone4Config", {}),
 }
 REFUSED = {   # what is said of them
-    "BertLMHeadModel": (("BertConfig", dict(is_decoder=True)), "does not have its layers in"),
+    "BertLMHeadModel": (("BertConfig", dict(is_decoder=True)), "does not run"),
     "Gemma2ForCausalLM": (("Gemma2Config", dict(head_dim=8, **WINDOW)), "softcap"),
     "GptOssForCausalLM": (("GptOssConfig", dict(head_dim=8, num_local_experts=4)), "s_aux"),
     "OPTForCausalLM": (("OPTConfig", dict(word_embed_proj_dim=32, ffn_dim=48)), "does not run"),

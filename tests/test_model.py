@@ -296,7 +296,7 @@ def test_choose_takes_the_highest_of_the_given_ids(lm, prompts):
 def test_a_choice_of_two_tokens_is_refused(lm):
     messages = [{"role": "user", "content": "hello"}]
     assert len(lms.choice_ids(lm.tokenizer, messages, "12345")) == 5
-    with pytest.raises(ValueError, match="single token"):
+    with pytest.raises(ValueError, match="single tokens"):
         lms.choice_ids(lm.tokenizer, messages, ["zq"])
 
 
