@@ -17,7 +17,7 @@ import tiny
 from cli import Parser, Refused, boolean, refuse
 from disk import MEND, read_json, read_json_as
 from toolfiles import read_menu
-from verify import menu_fault
+from verify import menu_problem
 
 DOMAIN_SETS = {"all": generator.DOMAINS, "tiny": dict.fromkeys(tiny.VERBS, 1.0)}
 
@@ -115,12 +115,10 @@ def read_own_tools(path):
     """The tools in the user's file. Refused, naming tool and parameter, if no task could be made
     for one."""
     tools = read_json_as(path, read_menu)
-    if fault := menu_fault(tools):
-        reason, *names = fault
-        place = "".join(f"{word} {name!r}: " for word, name in zip(("tool", "parameter"), names)
-                        if name is not None)
+    reason, place = menu_problem(tools)
+    if reason:
         kinds = " (string, integer, number, boolean)" * (reason == "type_not_primitive")
-        raise Refused(f"{path}: {place}{reason.replace('_', ' ')}{kinds}")
+        raise Refused(f"{path}: {place}: {reason.replace('_', ' ')}{kinds}")
     return tools
 
 

@@ -10,7 +10,7 @@ import re
 
 import solver
 from generator import is_placeholder
-from verify import MAX_QUESTION, call_problem, grounded, tool_problem
+from verify import MAX_QUESTION, call_problem, grounded, menu_problem
 
 P_LOW, P_HIGH, SIGMA = 0.25, 0.75, 0.12              # Eq. 4
 MIN_AGREEMENT = 0.20                                 # cross-verification
@@ -128,7 +128,7 @@ def structural_problem(draft, task, grounding=True, obey_spec=False):
     asked = task.spec.get("tools"), task.spec.get("calls")
     if obey_spec and (len(task.tools), len(task.answer)) != asked:
         return "not_as_specified"
-    return (tool_problem(task.tools) or call_problem(task.answer, task.tools)
+    return (menu_problem(task.tools)[0] or call_problem(task.answer, task.tools)
             or question_problem(task.question, task.answer, bool(task.spec.get("menu")))
             or ("not_grounded" if grounding and not grounded(task.answer, task.question) else None))
 

@@ -75,7 +75,7 @@ def read_hermes(text):
         return None, "no block"
     if not all("</tool_call>" in block for block in blocks):
         return None, "block not closed"
-    return joined(strip_fence(block.partition("</tool_call>")[0].strip()) for block in blocks)
+    return joined(strip_fence(block.partition("</tool_call>")[0]) for block in blocks)
 
 
 def read_llama(text):
@@ -84,7 +84,7 @@ def read_llama(text):
     [{'name': 'f', 'arguments': {}}, {'name': 'g', 'arguments': {}}]
     """
     words, tag, code = after_think(text).partition("<|python_tag|>")
-    code = strip_fence((code if tag else words).strip())
+    code = strip_fence(code if tag else words)
     if not tag and not code.startswith(("{", "[")):
         return None, "no block"
     calls = []
@@ -146,19 +146,17 @@ def convention(tokenizer, name):
     if OFFERED["name"] not in asked:
         raise Refused("--native: the chat template leaves tools out, so the model has no "
                       "convention of its own")
-    template = getattr(tokenizer, "response_template", None)
     if name == "auto":
-        name = written_as(tokenizer, asked) or (template and "response")
-    if not name:
-        raise Refused("--native: the chat template writes calls neither as Hermes nor as Llama, "
-                      "and there is no response template: name a reader, --native hermes or llama")
+        name = written_as(tokenizer, asked) or "response"
     if name != "response":
         return {"native": name}
+    template = getattr(tokenizer, "response_template", None)
     try:
         ResponseParser(template, prefix="")
     except Exception as error:      # it may be anything, None included
-        raise Refused(f"--native response: the tokenizer has no response template that can be "
-                      f"used: {lms.one_line(error)}") from None
+        raise Refused("--native: the way the model writes calls must be named, --native hermes or "
+                      "llama, for there is no response template that can be used: "
+                      + lms.one_line(error)) from None
     return {"native": name, "response_template": template}
 
 

@@ -19,7 +19,7 @@ def read_menu(value):
     Read are lists as OpenAI, MCP and Anthropic want them, and the whole result of MCP's tools/list.
     A parameter may say {"required": true} of itself. Local references are put in place, and a
     schema that says "a primitive value, or null" in another way becomes a flat one: see
-    `flat_schema`. One that stays nested is kept; `menu_fault` is stricter.
+    `flat_schema`. One that stays nested is kept; `menu_problem` is stricter.
 
     Args:
         value: the content of the file, a JSON value.
@@ -39,31 +39,29 @@ def read_menu(value):
 
 def _read_written(element, number):
     """One tool of `read_menu`, the n-th of its list."""
-    element, parameters = unwrap(element), {}
+    element, place = unwrap(element), ""
     root = top = schema_of(element)
     try:
         if isinstance(root, dict):
             top = follow(root, root)
             top = _one_option(top | {key: put_in_place(top[key], root)
                                      for key in _OPTIONS if key in top})
-    except ValueError as error:
-        raise ValueError(f"tool {element.get('name')!r} {error}") from None
-    tool = read_tool({**element, "parameters": top}, number)
-    lost = [] if tool["parameters"] else _lost_schemas(element, top)
-    if lost:
-        raise ValueError(f"tool {tool['name']!r}: its parameters stand under {lost[0]!r}, and are "
-                         "wanted as the 'properties' of 'parameters'")
-    for name, schema in tool["parameters"].items():
-        try:
+        tool = read_tool({**element, "parameters": top})
+        lost = [] if tool["parameters"] else _lost_schemas(element, top)
+        if lost:
+            raise ValueError(f"its parameters stand under {lost[0]!r}, and are wanted as the "
+                             "'properties' of 'parameters'")
+        for name, schema in tool["parameters"].items():
+            place = f"parameter {name!r} "
             schema = flat_schema(put_in_place(schema, root))
-        except ValueError as error:
-            raise ValueError(f"tool {tool['name']!r}: parameter {name!r} {error}") from None
-        flag = schema.get("required")
-        if isinstance(flag, bool):                        # a list is a nested schema's own
-            schema = without(schema, "required")
-            tool["required"] += [name] if flag and name not in tool["required"] else []
-        parameters[name] = schema
-    return tool | {"parameters": parameters}
+            flag = schema.get("required")
+            if isinstance(flag, bool):                    # a list is a nested schema's own
+                schema = without(schema, "required")
+                tool["required"] += [name] if flag and name not in tool["required"] else []
+            tool["parameters"][name] = schema
+    except ValueError as error:
+        raise ValueError(f"tool {element.get('name', number)!r}: {place}{error}") from None
+    return tool
 
 
 def _lost_schemas(element, top):

@@ -9,13 +9,13 @@ calls; grounding of values in a question. Not covered: whether a tool does what 
 says, or whether an answer is wise.
 """
 import json
-import math
 import operator
 import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import accumulate
 from typing import NamedTuple
 
 MAX_DEPTH = 16           # nesting of JSON that we are willing to read
@@ -23,7 +23,6 @@ MAX_BRACKETS = 10_000    # opening ones in JSON; a menu of 64 tools with 64 para
 MAX_QUESTION = 20_000    # characters: unicodedata.normalize is quadratic on combining marks
 MAX_WORD = 1_000         # characters of a word that NFC is asked of, for the same reason
 MAX_ITEMS = 64           # calls in an answer, tools in a menu, arguments in a call
-MAX_CHOICES = 4_096      # values in the enums of a tool
 
 PRIMITIVE_TYPES = {"string": "string", "str": "string", "integer": "integer", "int": "integer",
                    "number": "number", "float": "number", "boolean": "boolean", "bool": "boolean"}
@@ -66,12 +65,9 @@ def last_block(text, tag):
     >>> last_block("<think><a>1</a></think> <a>open", "a")
     """
     text = text if tag == "think" else after_think(text)
-    opening, closing = f"<{tag}>", f"</{tag}>"
-    start = text.rfind(opening, 0, max(text.rfind(closing), 0))
-    if start < 0:
-        return None
-    start += len(opening)
-    return strip_fence(text[start:text.find(closing, start)].strip())
+    before_end = text.rpartition(f"</{tag}>")[0]
+    _, opening, content = before_end.rpartition(f"<{tag}>")
+    return strip_fence(content.partition(f"</{tag}>")[0]) if opening else None
 
 
 def after_think(text):
@@ -88,15 +84,14 @@ def after_think(text):
 
 
 def strip_fence(text):
-    """Drop a code fence that surrounds the whole text.
+    """The text without white space around it, and without a code fence around the whole of it.
 
     >>> strip_fence("```json\\n[1]\\n```")
     '[1]'
     """
-    if text.startswith("```") and text.endswith("```") and len(text) >= 6:
-        first_line, newline, rest = text[3:-3].partition("\n")
-        text = rest if newline and re.fullmatch(r"\w*\s*", first_line) else text[3:-3]
-    return text.strip()
+    text = text.strip()
+    fenced = re.fullmatch(r"```(?:\w*[^\S\n]*\n)?(.*)```", text, re.DOTALL)
+    return fenced[1].strip() if fenced else text
 
 
 def load_json(text):
@@ -106,43 +101,20 @@ def load_json(text):
     (Python's own limit), nesting deeper than MAX_DEPTH, more than MAX_BRACKETS opening brackets,
     and lone surrogates, which no tokenizer can encode. Of equal keys the last counts.
     """
-    text.encode()                                          # UnicodeEncodeError is a ValueError
     opening = text.count("[") + text.count("{")
-    if opening > MAX_BRACKETS or opening > MAX_DEPTH and _nests_deeper(text, MAX_DEPTH):
+    if opening > MAX_BRACKETS or opening > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise ValueError("nested too deeply, or too many brackets")
-    value = _DECODER.decode(text)
-    if "\\u" in text:
-        json.dumps(value, ensure_ascii=False).encode()     # an escape may hold half a pair
+    value = json.loads(text)
+    # NaN and Infinity cannot be written, and half a surrogate pair cannot be encoded.
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     return value
 
 
-def _nests_deeper(text, limit):
-    """True if brackets nest deeper than `limit` or do not pair; before parsing, in linear time.
-
-    Each pass takes the innermost pairs away.
-    """
+def _depth(text):
+    """How deep the brackets outside strings nest; before parsing, in linear time."""
     outside_strings = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
-    brackets = outside_strings.encode().translate(bytes.maketrans(b"{}", b"[]"), _NO_BRACKETS)
-    for _ in range(limit):
-        brackets = brackets.replace(b"[]", b"")
-    return bool(brackets)
-
-
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-
-
-def _refuse(constant):
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _finite(digits):
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError("number out of range")
-    return number
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+    brackets = re.findall(r"[][{}]", outside_strings)
+    return max(accumulate((bracket in "[{") - (bracket in "]}") for bracket in brackets), default=0)
 
 
 def read_calls(text):
@@ -264,36 +236,32 @@ def normalise_tool(element):
         return None
 
 
-def read_tool(element, number=0):
-    """`normalise_tool`, but a ValueError says why the element, the n-th of a list, is no tool."""
+def read_tool(element):
+    """`normalise_tool`, but a ValueError says why the element is no tool."""
     element = unwrap(element)
     name, parameters = element.get("name"), schema_of(element)
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"tool {number} has no name")
+        raise ValueError("it has no name")
     if not isinstance(parameters, dict):
-        raise ValueError(f"tool {name!r}: its parameters are no object")
-    required = _names(element.get("required"))
-    if isinstance(parameters.get("required"), list):
-        required += _names(parameters["required"])
-        parameters = without(parameters, "required")
+        raise ValueError("its parameters are no object")
+    required = [parameter for names in (element.get("required"), parameters.get("required"))
+                if isinstance(names, list) for parameter in names if isinstance(parameter, str)]
     properties, is_schema = parameters.get("properties"), parameters.get("type") == "object"
     if isinstance(properties, dict) and (
             is_schema or all(isinstance(s, (dict, bool)) for s in properties.values())):
         parameters = properties
     elif is_schema:                               # a JSON schema without properties
         parameters = {}
+    elif isinstance(parameters.get("required"), list):
+        parameters = without(parameters, "required")
     parameters = {p: {} if schema is True else schema for p, schema in parameters.items()}
     for parameter, schema in parameters.items():
         if not isinstance(schema, dict):
-            raise ValueError(f"tool {name!r}: parameter {parameter!r} has no schema object")
+            raise ValueError(f"parameter {parameter!r} has no schema object")
     description = element.get("description")
     return {"name": name.strip(),
             "description": description if isinstance(description, str) else "",
             "parameters": parameters, "required": list(dict.fromkeys(required))}
-
-
-def _names(value):
-    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
 
 # ---------------------------------------------------------------------------------------------
@@ -351,7 +319,6 @@ def calls_equal(predicted, gold):
     >>> calls_equal([f, g], [g, f]), calls_equal([f, f], [f])
     (True, False)
     """
-    predicted, gold = list(predicted), list(gold)
     return (len(predicted) == len(gold) <= MAX_ITEMS
             and Counter(map(canonical_call, predicted)) == Counter(map(canonical_call, gold)))
 
@@ -365,38 +332,31 @@ def canonical_call(call):
 # Checks on tools and calls, and the grounding of values
 
 
-def tool_problem(tools):
-    """First reason why a menu is not sound, or None.
+def menu_problem(tools):
+    """First reason why a menu is not sound, and where, in words; (None, None) where it is sound.
 
     Sound: names unique and not a generic word, described in 5 characters or more, primitive types,
     required parameters declared.
     """
-    fault = menu_fault(tools)
-    return fault and fault[0]
-
-
-def menu_fault(tools):
-    """As `tool_problem`, with where: (reason, tool or None, parameter or None), by their names."""
     if len(tools) > MAX_ITEMS:
-        return "too_many_tools", None, None
+        return "too_many_tools", "the menu"
     names = Counter(tool["name"] for tool in tools)
     for tool in tools:
-        name, parameters = tool["name"], tool["parameters"]
-        choices = sum(len(choices_of(schema) or ()) for schema in parameters.values())
+        name, parameters, place = tool["name"], tool["parameters"], f"tool {tool['name']!r}"
         for reason, wrong in (
-                ("too_many_tools", len(parameters) > MAX_ITEMS or choices > MAX_CHOICES),
+                ("too_many_tools", len(parameters) > MAX_ITEMS),
                 ("tool_names_repeat", names[name] > 1),
                 ("tool_name_generic", name.lower() in GENERIC_NAMES),
                 ("tool_undescribed", len(tool["description"].strip()) < 5)):
             if wrong:
-                return reason, name, None
+                return reason, place
         for parameter, schema in parameters.items():
             if primitive_type(schema) is None:
-                return "type_not_primitive", name, parameter
+                return "type_not_primitive", f"{place}: parameter {parameter!r}"
         for parameter in tool["required"]:
             if parameter not in parameters:
-                return "required_undeclared", name, parameter
-    return None
+                return "required_undeclared", f"{place}: parameter {parameter!r}"
+    return None, None
 
 
 def primitive_type(schema):
@@ -428,6 +388,10 @@ def call_problem(calls, tools):
     return None
 
 
+_BOUNDS = {"minimum": operator.ge, "exclusiveMinimum": operator.gt,
+           "maximum": operator.le, "exclusiveMaximum": operator.lt}
+
+
 def value_problem(value, schema):
     """First reason why a flat value is not what its parameter's schema asks for, or None.
 
@@ -440,31 +404,20 @@ def value_problem(value, schema):
     'value_out_of_range'
     """
     kind, (form, content) = primitive_type(schema), canonical(value)
+    numeric = kind in ("integer", "number")
     if kind == "string" and not isinstance(value, str) or (
             kind == "boolean" and (form != "constant" or content is None)) or (
-            kind in ("integer", "number") and form != "number") or (
+            numeric and form != "number") or (
             kind == "integer" and content != content.to_integral_value()):
         return "value_wrong_type"
     choices = choices_of(schema)
-    if choices is not None and not any(canonical(choice) == (form, content) for choice in choices
-                                       if not isinstance(choice, (list, dict))):
+    if choices is not None and (form, content) not in map(canonical, choices):
         return "value_not_allowed"
-    if kind in ("integer", "number") and not _in_bounds(content, schema):
-        return "value_out_of_range"
+    for key, holds in _BOUNDS.items():
+        bound = schema.get(key)
+        if numeric and type(bound) in (int, float) and not holds(content, canonical(bound)[1]):
+            return "value_out_of_range"
     return None
-
-
-_BOUNDS = {"minimum": operator.ge, "exclusiveMinimum": operator.gt,
-           "maximum": operator.le, "exclusiveMaximum": operator.lt}
-
-
-def _in_bounds(number, schema):
-    bounds = {key: schema.get(key) for key in _BOUNDS}
-    for end in ("Minimum", "Maximum"):
-        if bounds[f"exclusive{end}"] is True:             # as JSON Schema's draft 4 writes it
-            bounds[f"exclusive{end}"] = bounds[end.lower()]
-    return all(holds(number, canonical(bounds[key])[1]) for key, holds in _BOUNDS.items()
-               if type(bounds[key]) in (int, float))
 
 
 def required_given(call, menu):
@@ -475,8 +428,7 @@ def required_given(call, menu):
 _ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
          "fifteen sixteen seventeen eighteen nineteen").split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_NUMBER_OF = dict(zip(_ONES + _TENS, map(Decimal, [*range(20), *range(20, 100, 10)])))
-_WORD_OF = {number: word for word, number in _NUMBER_OF.items()}
+_DIGITS = dict(zip(_ONES + _TENS, map(str, [*range(20), *range(20, 100, 10)])))
 
 # Thai to Khmer, kana, Han and Hangul: no space says where a word ends (Hangul: before particles).
 _UNSPACED = re.compile("[\u0e01-\u0e4e\u0e81-\u0ece\u1000-\u103f\u1100-\u11ff\u1780-\u17d3"
@@ -505,21 +457,22 @@ _PLAIN = re.compile(r"(?!0[\d,])(?:\d+|\d{1,3}(?:,\d{2,3})*,\d{3})(?:\.\d+)?|\.\
 
 
 def numbers_in(text):
-    """The numbers that a text writes in digits, as a set of Decimal.
+    """The numbers that a text writes, as a set of Decimal: in digits, 0..19 and the tens also in words.
 
     A minus stands at the beginning of a word. A comma, or a space that does not break, divides
     thousands. What is no decimal number as a whole, such as a date, is read as the numbers between
     its marks; digits after a leading zero or beside letters are none.
 
-    >>> sorted(map(str, numbers_in("-3 to 4-5 degrees, $1,234.50, room B12, 2026-05-17")))
-    ['-3', '1234.50', '17', '2026', '4', '5']
+    >>> sorted(map(str, numbers_in("-3 to 4-5 degrees, $1,234.50, room B12, ten on 2026-05-17")))
+    ['-3', '10', '1234.50', '17', '2026', '4', '5']
     """
     found = set()
     for sign, run in _RUN.findall(_spread(text)):
-        whole = _PLAIN.fullmatch(run)
+        whole = run in _DIGITS or _PLAIN.fullmatch(run)
         for part in [run] if whole else re.split("[.,]", run):
-            if _PLAIN.fullmatch(part):
-                number = Decimal(part.replace(",", ""))
+            digits = _DIGITS.get(part, part)
+            if _PLAIN.fullmatch(digits):
+                number = Decimal(digits.replace(",", ""))
                 found.add(number.copy_negate() if sign and whole else number)
     return found
 
@@ -527,27 +480,20 @@ def numbers_in(text):
 def grounded(calls, question):
     """Does every argument value stand literally in the question, at word boundaries?
 
-    A number, also in a string, stands there if an equal one does: see `numbers_in`; 0..19 and the
-    tens match as digits and as words, either way. Booleans and nulls are skipped; a value without a
-    word character fails; of lists and dicts every value inside must stand there. The work is
-    bounded: False for more than MAX_ITEMS calls or values in a call, and for a question or values
-    (together) of more than MAX_QUESTION characters.
+    A number, also in a string, stands there if an equal one does, in digits or in words: see
+    `numbers_in`. Booleans and nulls are skipped; a value without a word character fails; of lists
+    and dicts every value inside must stand there. The work is bounded: False for a question, or
+    values together, of more than MAX_QUESTION characters.
 
     >>> grounded([{"name": "f", "arguments": {"n": 5, "city": "Oslo"}}], "Five nights in OSLO!")
     True
     """
-    if len(question) > MAX_QUESTION or len(calls) > MAX_ITEMS:
-        return False
-    values = []
-    for call in calls:
-        leaves = [leaf for value in call["arguments"].values() for leaf in _leaves(value)]
-        if len(leaves) > MAX_ITEMS:
-            return False
-        values += leaves
-    if sum(len(leaf) for leaf in values if isinstance(leaf, str)) > MAX_QUESTION:
+    values = [leaf for call in calls for value in call["arguments"].values()
+              for leaf in _leaves(value)]
+    if max(len(question), sum(len(str(value)) for value in values)) > MAX_QUESTION:
         return False
     text, numbers = normalise_text(question), numbers_in(question)
-    return all(_stands_in(leaf, text, numbers) for leaf in values)
+    return all(_stands_in(value, text, numbers) for value in values)
 
 
 def _leaves(value):
@@ -561,12 +507,8 @@ def _leaves(value):
 def _stands_in(value, text, numbers):
     if isinstance(value, bool) or value is None:
         return True
-    form, content = canonical(value)
-    words = "" if form == "number" else normalise_text(str(value)).strip()
-    number = content if form == "number" else _NUMBER_OF.get(words)
-    if number is None:
-        return words != "" and f" {words} " in text
-    word = _WORD_OF.get(number.copy_abs())
-    signs = (" minus", " negative") if number < 0 else ("",)
-    return number in numbers or word is not None and any(
-        f"{sign} {word} " in text for sign in signs)
+    words = normalise_text(str(value)).strip()
+    form, content = canonical(_DIGITS.get(words, value))
+    if form == "number":
+        return content in numbers
+    return words != "" and f" {words} " in text

@@ -98,7 +98,7 @@ def render(conversation):
     >>> render([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "```[]```"}])
     'User: Hi\\nCall: []'
     """
-    return "\n".join(f"{SPEAKERS[turn['role']]}: {strip_fence(turn['content'].strip())}"
+    return "\n".join(f"{SPEAKERS[turn['role']]}: {strip_fence(turn['content'])}"
                      for turn in conversation)
 
 

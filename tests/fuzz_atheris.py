@@ -100,7 +100,7 @@ def check_json(text):
         assert 0 <= solver.accuracy_reward(calls, GOLD) <= 1
     if tools:
         reached.add("tools")
-        verify.tool_problem(tools)
+        verify.menu_problem(tools)
         for tool in tools:
             assert tool["name"].strip() and all(type(schema) is dict
                                                 for schema in tool["parameters"].values())

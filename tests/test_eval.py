@@ -376,7 +376,7 @@ def test_ask(tmp_path, capsys):
     assert all(json.dumps(call) in output for call in task.answer)
     assert "tool_call_answer" not in output
     (tmp_path / "tools.json").write_text('[{"description": "nameless"}]')
-    assert "tools.json: tool 0 has no name" in refused(
+    assert "tools.json: tool 0: it has no name" in refused(
         ["--tools", str(tmp_path / "tools.json"), "--ask", "x"], capsys)
 
 

@@ -197,7 +197,7 @@ def test_reading_a_menu_leaves_the_value_as_it_is():
 
 @pytest.mark.parametrize("value, reason", [
     ({"tools": []}, "not a JSON list of tools"), ([], "not a JSON list of tools"),
-    ([{"name": "f"}, {"name": " "}], "tool 1 has no name"), ([7], "tool 0 has no name"),
+    ([{"name": "f"}, {}], "tool 1: it has no name"), ([7], "tool 0: it has no name"),
     ([{"name": "f", "parameters": []}], "tool 'f': its parameters are no object"),
     ([{"name": "f", "parameters": {"x": "string"}}],
      "tool 'f': parameter 'x' has no schema object")])
@@ -229,7 +229,7 @@ def tool(**changes):
     ([tool(parameters={"city": {"type": "array"}})], "type_not_primitive"),
     ([tool(required=["date"])], "required_undeclared")])
 def test_which_menus_are_refused(tools, problem):
-    assert verify.tool_problem(tools) == problem
+    assert verify.menu_problem(tools)[0] == problem
 
 
 @pytest.mark.parametrize("call, problem", [
