@@ -136,7 +136,8 @@ def check_generator(text):
     curriculum.judge_prompt(task)
     solver.prompt(task.question, task.tools)
     if problem is None:
-        assert generator.validity_reward(draft) > 0.999
+        valued = not task.answer or any(call["arguments"] for call in task.answer)
+        assert generator.validity_reward(draft) > (0.999 if valued else 0.799)
     return {"task", problem or "sound"}
 
 
