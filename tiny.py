@@ -222,7 +222,7 @@ def heldout(size=500, fits=True):
 KNOWS = 1.0, 0.4, 0.05        # by register
 SLIPS = 0.015, ("prose", "untagged")     # share of other wrong answers
 # How often it mistakes a tool for its twin, as Generator and as Solver: elsewhere, and where it is
-# blind. There the judge sees nothing wrong with it either: it is one base model.
+# blind. There the judge is taught to see nothing wrong with it.
 TWINS = {"generator": (0.02, 0.6), "solver": (0.005, 0.08)}
 BLIND = "compare", "move", "request", "track"
 DECLINES = 0.8                # share of right answers taught where no tool fits

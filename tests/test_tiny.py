@@ -172,7 +172,7 @@ def test_the_base_knows_common_words_half_knows_casual_ones_and_hardly_any_rare_
         assert least <= p <= most, register
 
 
-def test_the_base_generates_and_judges(base):
+def test_the_base_generates(base):
     rng = random.Random(5)
     specs = [generator.sample_spec(rng, dict.fromkeys(tiny.VERBS, 1.0)) for _ in range(64)]
     prompts = [lms.encode_chat(base.tokenizer, generator.prompt(spec)) for spec in specs]
@@ -180,13 +180,18 @@ def test_the_base_generates_and_judges(base):
               for group in lms.sample(base, prompts, 1, (2,), 0.7, 320, 64)]
     assert mean(generator.format_reward(draft) == 1 for draft in drafts) >= 0.85
     assert 0.6 <= mean(generator.validity_reward(draft) > 0.99 for draft in drafts) <= 0.95
-    good, bad = [], []
-    for case in cases(60, 6, heldout=True)[1]:
-        messages, score = tiny.judge_example(rng, case)
-        (good if score == "5" else bad).append(lms.encode_chat(base.tokenizer, messages))
-    ids = lms.choice_ids(base.tokenizer, messages, "12345")
-    scores = [mean(lms.choose(base, rows, ids, 64)) for rows in (good, bad)]
-    assert scores[0] > scores[1] + 0.5
+
+
+@pytest.mark.parametrize("manner, lacks_argument, sound", [
+    ("plain", False, True), ("open", False, False), ("brief", False, False), ("plain", True, False)])
+def test_the_base_judges_what_is_missing(base, manner, lacks_argument, sound):
+    rng, made = cases(40, 6, manner, heldout=True)
+    tasks = [replace(case.task, answer=tiny.damaged(rng, case, "missing")) if lacks_argument
+             else case.task for case in made]
+    asked = [curriculum.judge_prompt(task) for task in tasks]
+    ids = lms.choice_ids(base.tokenizer, asked[0], curriculum.SCORES)
+    picks = lms.choose(base, [lms.encode_chat(base.tokenizer, chat) for chat in asked], ids, 64)
+    assert mean(pick == 4 for pick in picks) >= 0.9 if sound else mean(picks) <= 0.4, picks
 
 
 def test_the_base_writes_tasks_for_the_tools_of_the_example(base):
