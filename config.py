@@ -19,6 +19,7 @@ from disk import MEND, read_json, read_json_as
 from toolfiles import read_menu
 from verify import menu_problem
 
+MOST_WEIGHT = 1e9      # of a domain: sums of weights stay exact enough
 DOMAIN_SETS = {"all": generator.DOMAINS, "tiny": dict.fromkeys(tiny.VERBS, 1.0)}
 
 
@@ -94,7 +95,7 @@ class Config:
             return {generator.OWN_DOMAIN: 1.0} if self.tools else DOMAIN_SETS[self.domains]
         weights = read_json(self.domains)
         if not isinstance(weights, dict) or not any(weights.values()) or not all(
-                type(weight) in (int, float) and 0 <= weight < float("inf")
+                type(weight) in (int, float) and 0 <= weight <= MOST_WEIGHT
                 for weight in weights.values()):
             raise ValueError(f"{self.domains} must hold one JSON object {{domain: weight}}, "
                              "weights not negative and not all 0")
@@ -196,6 +197,8 @@ def find_problem(config):
             return f"--{field.name} is {value}: it must be above 0"
     if not 0 <= config.decline < 1:
         return f"--decline is {config.decline}: it must be at least 0 and below 1"
+    if config.epsilon >= 1:
+        return f"--epsilon is {config.epsilon}: it must be below 1"
     for one, other in (("shared_weights", "freeze_generator"), ("no_judge", "no_difficulty")):
         if getattr(config, one) and getattr(config, other):
             return f"--{one} and --{other} exclude each other"
@@ -219,14 +222,18 @@ def directory_problem(config):
     if not file.exists():
         return None
     before, now = read_json(file, MEND), record(config)
-    flags = before["config"]
+    try:
+        flags, contents, iterations = (before["config"], before["files"],
+                                       before["config"]["iterations"])
+    except (KeyError, TypeError):
+        return f"{file} is not what this version writes{MEND}"
     differing = [f"--{name} was {flags.get(name)!r} and is {value!r}"
                  for name, value in now["config"].items()
                  if name not in CHANGEABLE and flags.get(name) != value]
-    if flags["iterations"] > config.iterations:
-        differing.append(f"--iterations was {flags['iterations']} and is {config.iterations}")
+    if iterations > config.iterations:
+        differing.append(f"--iterations was {iterations} and is {config.iterations}")
     differing += [f"the file of --{name} has changed" for name, value in now["files"].items()
-                  if before["files"].get(name) != value]
+                  if contents.get(name) != value]
     if differing:
         return (f"{config.path} holds a run with other settings: {'; '.join(differing)}. "
                 "Give another --run_dir")

@@ -10,6 +10,7 @@
 Rank 0 writes and all ranks read: the directory must be on a file system that all machines share.
 Nothing here knows about models.
 """
+import errno
 import fcntl
 import json
 import os
@@ -43,10 +44,12 @@ def write_json(path, value):
 
 
 def write_tensors(path, tensors, metadata=None):
-    """Write a safetensors file, replacing it as a whole. OSError or SafetensorError if the disk
-    does not take it."""
+    """Write a safetensors file, replacing it as a whole. OSError if the disk does not take it."""
     part = Path(path).with_suffix(".part")
-    save_file(tensors, part, metadata)
+    try:
+        save_file(tensors, part, metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from None
     with open(part, "rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)
@@ -145,12 +148,22 @@ class Directory:
         self.held.write(f"{os.getpid()}\n")
         self.held.flush()
 
+    def see_room(self, needed):
+        """Refused where the disk has no room for the bytes that the run will have written."""
+        free = shutil.disk_usage(self.path).free
+        needed -= sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        if free < needed:
+            raise Refused(f"{self.path} needs {needed / 2**30:.1f} GiB more and its disk has "
+                          f"{free / 2**30:.1f} GiB free: make room, or give another --run_dir")
+
     def rewind(self):
         """Rank 0, once it has the lock: read state.json, and bring logs and left-overs back to what
         it says. Returns the state."""
         file = self.path / "state.json"
         before = read_json(file, MEND) if file.exists() else self.state
-        if before.keys() != self.state.keys():
+        kinds = {"finished": list, "step": dict | None, "phase_sizes": dict, "wall_seconds": float}
+        if not isinstance(before, dict) or before.keys() != kinds.keys() or not all(
+                isinstance(before[key], kind) for key, kind in kinds.items()):
             raise Refused(f"{file} is not what this version writes: give another --run_dir")
         self.state = before
         step = self.state["step"]

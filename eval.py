@@ -148,6 +148,8 @@ def score_again(args):
             rows = load(name, args.data or made["data"], made["limit"])
             texts = results.stored_texts(stored, name, rows)
             verdicts[name] = conclude(name, rows, texts, native.reader(made))
+    if not verdicts:
+        raise Refused(f"{args.score} holds no <set>.jsonl: give a directory that --out has written")
     say("", *results.summary_lines(verdicts))
 
 

@@ -28,7 +28,6 @@ if sys.platform == "linux":
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 import check
@@ -323,11 +322,13 @@ def start(config, story):
     Args:
         story: function of the Run.
     """
-    tokenizer, score_ids = read_model(config)
+    tokenizer, score_ids, shape = read_model(config)
     engine.settings(config)
     device = engine.init_distributed(config.collective_timeout)
     files = open_directory(config)
     if [config.iterations, "evaluation"] not in files.state["finished"]:
+        needed = check.disk_bytes(check.count_parameters(shape), config.iterations)
+        on_rank0(lambda: files.see_room(needed))
         try:
             run = Run(config, files, tokenizer, score_ids, device)
         except lms.BadCheckpoint as error:
@@ -341,23 +342,24 @@ def start(config, story):
 
 
 def read_model(config):
-    """(tokenizer, ids of the judge's scores), once the model is known to serve."""
+    """(tokenizer, ids of the judge's scores, shape of the model), once they are known to serve."""
     try:
         tokenizer = lms.load_tokenizer(config.base, generator.TAGS)
         score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(tiny.heldout(1)[0]),
                                    curriculum.SCORES)
+        shape = lms.read_config(config.base)
         lms.checkpoint_files(config.base)
         longest = len(lms.encode_chat(tokenizer, generator.longest_prompt(config.own_tools)))
         if longest > config.max_prompt:
             raise ValueError(f"--max_prompt is {config.max_prompt}, and the Generator's longest "
                              f"prompt takes {longest} tokens")
-        room = lms.positions(lms.read_config(config.base))
+        room = lms.positions(shape)
         if config.max_prompt + max(config.max_completion, config.max_verify) > room:
             raise ValueError(f"it has {room} positions, and --max_prompt and --max_completion or "
                              "--max_verify add up to more")
     except ValueError as error:
         raise Refused(f"--model {config.model}: {error}") from None
-    return tokenizer, score_ids
+    return tokenizer, score_ids, shape
 
 
 def open_directory(config):
@@ -437,7 +439,7 @@ def unharmed(run):
              "them.")
     except lms.BadCheckpoint as error:
         raise Refused(f"{error}{MEND}") from None
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         fail(f"a file cannot be read or written: {error}. {GO_ON}")
     except RuntimeError as error:
         # Another rank ended: either the run is being stopped, or it died.

@@ -23,6 +23,7 @@ MAX_BRACKETS = 10_000    # opening ones in JSON; a menu of 64 tools with 64 para
 MAX_QUESTION = 20_000    # characters: unicodedata.normalize is quadratic on combining marks
 MAX_WORD = 1_000         # characters of a word that NFC is asked of, for the same reason
 MAX_ITEMS = 64           # calls in an answer, tools in a menu, arguments in a call
+MAX_CHOICES = 4_096      # values in the enums of a tool: each call looks through them
 
 PRIMITIVE_TYPES = {"string": "string", "str": "string", "integer": "integer", "int": "integer",
                    "number": "number", "float": "number", "boolean": "boolean", "bool": "boolean"}
@@ -343,8 +344,9 @@ def menu_problem(tools):
     names = Counter(tool["name"] for tool in tools)
     for tool in tools:
         name, parameters, place = tool["name"], tool["parameters"], f"tool {tool['name']!r}"
+        choices = sum(len(choices_of(schema) or ()) for schema in parameters.values())
         for reason, wrong in (
-                ("too_many_tools", len(parameters) > MAX_ITEMS),
+                ("too_many_tools", len(parameters) > MAX_ITEMS or choices > MAX_CHOICES),
                 ("tool_names_repeat", names[name] > 1),
                 ("tool_name_generic", name.lower() in GENERIC_NAMES),
                 ("tool_undescribed", len(tool["description"].strip()) < 5)):
@@ -415,6 +417,8 @@ def value_problem(value, schema):
         return "value_not_allowed"
     for key, holds in _BOUNDS.items():
         bound = schema.get(key)
+        if bound is True:                                 # as JSON Schema's draft 4 writes it
+            bound = schema.get(key.removeprefix("exclusive").lower())
         if numeric and type(bound) in (int, float) and not holds(content, canonical(bound)[1]):
             return "value_out_of_range"
     return None
@@ -457,7 +461,7 @@ _PLAIN = re.compile(r"(?!0[\d,])(?:\d+|\d{1,3}(?:,\d{2,3})*,\d{3})(?:\.\d+)?|\.\
 
 
 def numbers_in(text):
-    """The numbers that a text writes, as a set of Decimal: in digits, 0..19 and the tens also in words.
+    """The numbers that a text writes, as a set of Decimal; 0..19 and the tens also in words.
 
     A minus stands at the beginning of a word. A comma, or a space that does not break, divides
     thousands. What is no decimal number as a whole, such as a date, is read as the numbers between
@@ -482,15 +486,19 @@ def grounded(calls, question):
 
     A number, also in a string, stands there if an equal one does, in digits or in words: see
     `numbers_in`. Booleans and nulls are skipped; a value without a word character fails; of lists
-    and dicts every value inside must stand there. The work is bounded: False for a question, or
-    values together, of more than MAX_QUESTION characters.
+    and dicts every value inside must stand there. The work is bounded: False for more than
+    MAX_ITEMS calls or values in a call, and for a question, or values together, of more than
+    MAX_QUESTION characters.
 
     >>> grounded([{"name": "f", "arguments": {"n": 5, "city": "Oslo"}}], "Five nights in OSLO!")
     True
     """
-    values = [leaf for call in calls for value in call["arguments"].values()
-              for leaf in _leaves(value)]
-    if max(len(question), sum(len(str(value)) for value in values)) > MAX_QUESTION:
+    leaves = [[leaf for value in call["arguments"].values() for leaf in _leaves(value)]
+              for call in calls]
+    values = [leaf for some in leaves for leaf in some]
+    characters = sum(len(value) for value in values if isinstance(value, str))
+    if (max([len(calls), *map(len, leaves)]) > MAX_ITEMS
+            or max(len(question), characters) > MAX_QUESTION):
         return False
     text, numbers = normalise_text(question), numbers_in(question)
     return all(_stands_in(value, text, numbers) for value in values)

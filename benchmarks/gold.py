@@ -61,6 +61,8 @@ def read_literal(text):
 def accepted_call(element, tools):
     """{name, arguments: {argument: choices}} of BFCL's {name: {argument: accepted values}}."""
     (name, arguments), = element.items()
+    if not all(isinstance(accepted, list) for accepted in arguments.values()):
+        raise ValueError("a gold argument is no list of accepted values")
     required = next((tool["required"] for tool in tools if tool["name"] == name), ())
     return {"name": name,
             "arguments": {k: choices_of(v, k in required) for k, v in arguments.items()}}

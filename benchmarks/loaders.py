@@ -70,15 +70,17 @@ def make_rows(path, elements, fill, stem, part=""):
         stem: of the ids, before the index.
     """
     rows = []
-    for i, element in enumerate(elements):
+    for i, element in enumerate(elements if isinstance(elements, list) else ()):
         row = Row(f"{stem}{i}", part=part)
         try:
             fill(row, element)
+            if not row.task.question:
+                raise ValueError("the question is empty")
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             row.problem = repr(error)
         rows.append(row)
     if all(row.problem for row in rows):
-        problem = rows[0].problem if rows else "it has none"
+        problem = rows[0].problem if rows else "there is no list of rows"
         raise Refused(f"{path}: no row can be read: {problem}")
     return rows
 
@@ -126,8 +128,8 @@ def gold_call(element):
     """{name, arguments} of a gold call; Seal-Tools writes {tool, parameters}."""
     name = element.get("name", element.get("tool"))
     arguments = element.get("arguments", element.get("parameters"))
-    if not isinstance(arguments, dict):
-        raise ValueError("a gold call has no arguments")
+    if not name.strip() or not isinstance(arguments, dict):
+        raise ValueError("a gold call has no name or no arguments")
     return {"name": name.strip(), "arguments": arguments}
 
 
@@ -141,7 +143,8 @@ def snips(data):
     for intent in INTENTS:
         place = f"{intent}/validate_{intent}.json"
         path = find(data / "snips" / place, data / "snips/2017-06-custom-intent-engines" / place)
-        utterances = read_json(path).get(intent, ())
+        content = read_json(path)
+        utterances = content.get(intent) if isinstance(content, dict) else None
         found = make_rows(path, utterances, snips_row, f"{intent}_", intent)
         slots = {slot for row in found for call in row.task.answer for slot in call["arguments"]}
         tools.append({"name": intent, "description": re.sub("(?<!^)(?=[A-Z])", " ", intent) + ".",
@@ -170,7 +173,8 @@ def bfcl(categories, data):
     for category in categories:
         path = find(folder / f"BFCL_v4_{category}.json")
         truths = read_lines(folder / "possible_answer" / path.name)    # irrelevance has none
-        gold = {truth["id"]: truth["ground_truth"] for truth in truths}
+        gold = {truth.get("id"): truth.get("ground_truth") for truth in truths
+                if isinstance(truth, dict)}
         rows += make_rows(path, read_lines(path), partial(bfcl_row, gold), f"{category}_", category)
     return rows
 
@@ -193,7 +197,9 @@ def bfcl_row(gold, row, element):
     turn, = element["question"]
     question = render(turn) if len(turn) > 1 else turn[0]["content"].strip()
     tools = read_menu(element["function"])
-    truth = [] if row.part == "irrelevance" else gold[row.id]
+    truth = [] if row.part == "irrelevance" else gold.get(row.id)
+    if not truth and row.part != "irrelevance":
+        raise ValueError("the row has no gold in possible_answer")
     row.accepted = [accepted_call(call, tools) for call in truth]
     row.task = Task(question, tools, row.gold([]))
 

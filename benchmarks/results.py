@@ -147,7 +147,12 @@ def see_settings(out, made):
 
 def read(out, name):
     """{row id: line} of a set's result file; {} if there is none."""
-    return {line["id"]: line for line in read_lines(out / f"{name}.jsonl")}
+    path = out / f"{name}.jsonl"
+    lines = read_lines(path)
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, dict) or not {"id", "task_hash", "text", "verdict"} <= set(line):
+            raise Refused(f"{path}, line {number}: not a line that --out has written")
+    return {line["id"]: line for line in lines}
 
 
 def stored_texts(stored, name, rows):
@@ -172,8 +177,8 @@ def compare_lines(a, b):
         of_a, of_b = read(a, name), read(b, name)
         both = [n for n in of_a if n in of_b]
         other = [n for n in both if of_a[n]["task_hash"] != of_b[n]["task_hash"]]
-        if other:
-            raise Refused(f"{name}: {a} and {b} were not asked the same: {other[0]}")
+        if other or of_a and of_b and not both:
+            raise Refused(f"{name}: {a} and {b} were not asked the same: {', '.join(other[:1])}")
         if both:
             right_a, right_b = ([of[n]["verdict"] == "right" for n in both] for of in (of_a, of_b))
             lines += pair_lines(name, both, right_a, right_b)
@@ -182,7 +187,7 @@ def compare_lines(a, b):
                 lines.append(f"    {lone} rows stand in one of the two only: left out")
     if not lines:
         raise Refused(f"{a} and {b} have no <set>.jsonl in common")
-    native = [read_json(out / SETTINGS)["native"] for out in (a, b)]
+    native = [read_json(out / SETTINGS).get("native") for out in (a, b)]
     asked = [f"its own, read as {name}" if name else "the Solver's" for name in native]
     return lines if native[0] == native[1] else [f"prompt: A {asked[0]}; B {asked[1]}", *lines]
 

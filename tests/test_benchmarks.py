@@ -202,7 +202,8 @@ def test_variants_of_hammers_format(tmp_path):
 
 
 @pytest.mark.parametrize("broken", [
-    7, {}, {"query": 7, "tools": [fixtures.TIME], "answers": []},
+    7, {}, {"query": "", "tools": [fixtures.TIME], "answers": []},
+    {"query": 7, "tools": [fixtures.TIME], "answers": []},
     {"query": "q", "tools": [], "answers": []},
     {"query": "q", "tools": [{"name": ""}], "answers": []},
     {"query": "q", "tools": [fixtures.TIME], "answers": 3},
@@ -235,12 +236,19 @@ def test_broken_rows_of_snips_and_bfcl(tmp_path):
                      + '{"id": "parallel_9", "question": [], "function": []}\n{}\n')
     bad = [row for row in loaders.load("bfcl_nonlive", data) if row.problem]
     assert [row.id for row in bad] == ["parallel_9", "parallel_2"]
+    truths = data / "bfcl_eval/data/possible_answer/BFCL_v4_parallel.json"
+    truths.write_text(json.dumps({"id": "parallel_0", "ground_truth": []}) + "\n7\n")
+    with pytest.raises(ValueError, match="the row has no gold"):
+        loaders.load("bfcl_nonlive", data)
     place.write_text(place.read_text() + '{"id"\n')
     with pytest.raises(ValueError, match="BFCL_v4_parallel.json is damaged in line 4"):
         loaders.load("bfcl_nonlive", data)
+    (data / "snips/RateBook/validate_RateBook.json").write_text("[]")
+    with pytest.raises(ValueError, match="validate_RateBook.json: no row can be read"):
+        loaders.load("snips", data)
 
 
-@pytest.mark.parametrize("content", [b"[1", b"{}", b"[]", b"\xff\xfe[]", b"[NaN]"])
+@pytest.mark.parametrize("content", [b"[1", b"{}", b"[]", b"7", b"\xff\xfe[]", b"[NaN]"])
 def test_a_broken_file_is_one_line(content, tmp_path):
     (tmp_path / "hammer").mkdir()
     (tmp_path / "hammer/sealtool.json").write_bytes(content)

@@ -325,6 +325,12 @@ def test_compare(tmp_path, capsys):
                          [{"id": "r0", "task_hash": "9", "text": "", "verdict": "right"}])
     message = refused(["--compare", str(tmp_path / "a"), str(tmp_path / "b")], capsys)
     assert "not asked the same: r0" in message
+    for line, says in (({"id": "s0", "task_hash": "9", "text": "", "verdict": "right"},
+                        "not asked the same"), ({"id": "r0"}, "line 1: not a line that --out has")):
+        fixtures.write_lines(tmp_path / "b/snips.jsonl", [line])
+        assert says in refused(["--compare", str(tmp_path / "a"), str(tmp_path / "b")], capsys)
+    (tmp_path / "b/snips.jsonl").unlink()
+    assert "holds no <set>.jsonl" in refused(["--score", str(tmp_path / "b")], capsys)
 
 
 @pytest.fixture

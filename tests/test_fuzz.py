@@ -219,14 +219,13 @@ MARKS = ("a" + "\u0315\u0300" * 10_000)[:20_000]
      True),                     # 4,096 searches of the whole question
     (flat(["\ufdfaq"] * 4096), "\ufdfa" * 19_990 + " \ufdfaq",
      True),      # a character that becomes eighteen
-    (flat([1234] * 4096), "1,234", True),
-    ([call(x=["q"] * 20_000)], "zz " * 6_600 + "q", True),
-    ([call(x=["q"] * 20_001)], "q", False), ([call(x=[["q"]] * 300_000)], "q", False),
-    ([call(x=[12345] * 4_001)], "12345", False),
+    (flat([1234567] * 4096), "1,234,567", True),
+    ([call()] * 65, "q", False), ([call(**{f"a{i}": "q" for i in range(65)})], "q", False),
+    ([call(x=["q"] * 65)], "q", False), ([call(x=[["q"]] * 300_000)], "q", False),
     ([call(x="q")], "q" + " " * 20_000, False),
     ([call(x="q " * 6_000, y="q " * 6_000)], "q " * 9_000, False)],
-    ids=["marks", "4096 values", "expanding", "4096 numbers", "20000 values", "20001 values",
-         "300000 nested", "many numbers", "long question", "long values"])
+    ids=["marks", "4096 values", "expanding", "4096 numbers", "65 calls", "65 arguments",
+         "65 in a list", "300000 nested", "long question", "long values"])
 def test_grounding_is_bounded_by_its_limits(calls, question, expected):
     assert verify.grounded(calls, question) is expected
     assert best_of(5, 3, verify.grounded, calls, question) < 3

@@ -112,10 +112,14 @@ def test_resume_redoes_only_what_is_unfinished(stopped, small_run):
 
 def damage(path, name):
     """Cut a file off, or change it so that it still is JSON."""
-    if name == "older":
-        state = json.loads((path / "state.json").read_text())
-        del state["phase_sizes"]
-        (path / "state.json").write_text(json.dumps(state))
+    if name in ("older", "edited", "older settings"):
+        file = path / ("config.json" if name == "older settings" else "state.json")
+        content = json.loads(file.read_text())
+        if name == "edited":
+            content["finished"] = None
+        else:
+            del content["files" if name == "older settings" else "phase_sizes"]
+        file.write_text(json.dumps(content))
     elif name == "garbled":
         file = path / "iter1/curriculum.jsonl"
         rows = file.read_text().splitlines(keepends=True)
@@ -131,6 +135,8 @@ def damage(path, name):
 
 @pytest.mark.parametrize("name, says", [
     ("state.json", "state.json is not JSON"), ("older", "is not what this version writes"),
+    ("edited", "is not what this version writes"),
+    ("older settings", "config.json is not what this version writes"),
     ("shortened", "curriculum.jsonl has lost lines"), ("config.json", "config.json is not JSON"),
     ("metrics.jsonl", "metrics.jsonl has lost lines"),
     ("iter1/curriculum.jsonl", "curriculum.jsonl has lost lines"), ("garbled", "in line 2"),
@@ -159,6 +165,13 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small_run, tmp_path):
             and "Traceback" not in output)
     call(*selfplay(path))
     assert same(path, small_run) == []
+
+
+def test_a_disk_without_room_is_refused_before_any_work(tmp_path):
+    (tmp_path / "there").write_bytes(bytes(2**20))
+    disk.Directory(tmp_path).see_room(2**20)      # it counts what is there already
+    with pytest.raises(Refused, match="needs 1048576.0 GiB more"):
+        disk.Directory(tmp_path).see_room(2**50 + 2**20)
 
 
 def test_a_directory_that_cannot_be_written_is_one_line(tmp_path):

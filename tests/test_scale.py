@@ -195,7 +195,7 @@ def test_domains_come_from_a_file(tmp_path):
     file = write(tmp_path / "domains.json", {"travel": 3, "finance": 1})
     config, _ = parse(["--domains", str(file), "--run_dir", str(tmp_path / "run")])
     assert config.domain_weights == {"travel": 3.0, "finance": 1.0}
-    for bad in ({"travel": -1}, {"travel": 0}, ["travel"], {"travel": "much"}):
+    for bad in ({"travel": -1}, {"travel": 0}, ["travel"], {"travel": "much"}, {"travel": 1e10}):
         with pytest.raises(SystemExit):
             parse(["--domains", str(write(file, bad)), "--run_dir", str(tmp_path / "run")])
 

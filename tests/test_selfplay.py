@@ -31,6 +31,7 @@ QWEN = ROOT.parent / "shared" / "tokenizers" / "Qwen2.5-1.5B-Instruct"
     (["--order", "random"], "--order"), (["--tools", "nowhere.json"], "nowhere.json"),
     (["--deepspeed", "nowhere.json"], "nowhere.json"), (["--decline", "1"], "--decline"),
     (["--decline", "-0.1"], "--decline"), (["--decline", "nan"], "--decline"),
+    (["--epsilon", "1"], "--epsilon"), (["--no_judge", "--no_difficulty"], "exclude"),
     (["--shared_weights", "--freeze_generator"], "exclude")])
 def test_bad_settings_are_one_line(arguments, named, capsys):
     with pytest.raises(SystemExit) as stop:

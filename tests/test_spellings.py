@@ -176,7 +176,8 @@ def test_selfplay_and_eval_read_the_same_menu(tool, tmp_path, monkeypatch):
     ({"required": ["when"]}, "tool 'f': parameter 'when': required undeclared"),
     ({"description": ""}, "tool 'f': tool undescribed"),
     ({"parameters": {f"x{i}": {"type": "string"} for i in range(65)}},
-     "tool 'f': too many tools")])
+     "tool 'f': too many tools"),
+    ({"parameters": {"x": {"enum": ["a"] * 5000}}}, "tool 'f': too many tools")])
 def test_selfplay_names_tool_parameter_and_reason(tool, named, tmp_path):
     with pytest.raises(Refused) as error:
         config.read_own_tools(write(tmp_path / "t.json", [
@@ -206,7 +207,7 @@ HEATING = [{"name": "set_heating", "description": "Set the heating.", "required"
                            "factor": {"type": "float", "exclusiveMinimum": 0},
                            "mode": {"type": "string", "const": "eco"}, "on": {"type": "bool"},
                            "note": {"type": "str"},
-                           "share": {"type": "number", "exclusiveMaximum": 1}}}]
+                           "share": {"type": "number", "maximum": 1, "exclusiveMaximum": True}}}]
 
 
 @pytest.mark.parametrize("given, problem", [

@@ -183,7 +183,8 @@ def test_the_base_generates(base):
 
 
 @pytest.mark.parametrize("manner, lacks_argument, sound", [
-    ("plain", False, True), ("open", False, False), ("brief", False, False), ("plain", True, False)])
+    ("plain", False, True), ("plain", True, False), ("open", False, False),
+    ("brief", False, False)])
 def test_the_base_judges_what_is_missing(base, manner, lacks_argument, sound):
     rng, made = cases(40, 6, manner, heldout=True)
     tasks = [replace(case.task, answer=tiny.damaged(rng, case, "missing")) if lacks_argument
