@@ -63,7 +63,7 @@ class Config:
                                          #     and 2/5 as many that no tool answers
     save_every: int = 10                 # us: training steps between two resumable states
     collective_timeout: int = 30         # us: minutes that a rank waits for the others
-    deepspeed: str = ""                  # us: a JSON file merged under our DeepSpeed settings
+    deepspeed: str = ""                  # us: a JSON file laid over our DeepSpeed settings
     assert_invariants: bool = False      # us: checks of every step, for debugging
     shared_weights: bool = False         # P, ablation: one policy plays both roles
     freeze_generator: bool = False       # P, ablation: the base model writes every pool
@@ -124,12 +124,12 @@ def read_own_tools(path):
 
 
 TINY = dict(
-    model="tiny", domains="tiny", generator_steps=14, solver_steps=6, generator_prompts=8,
+    model="tiny", domains="tiny", generator_steps=16, solver_steps=10, generator_prompts=8,
     solver_prompts=8, group_size=8, pool_size=256, curriculum_size=128, max_prompt=1024,
     max_completion=320, max_verify=128, micro_tokens=8192, sample_rows=512,
     generator_temperature=0.8,     # at 1 a fifth of its tasks has a fault, at 0.8 a tenth
     # The Generator has to change what it asks, which takes a higher rate.
-    generator_learning_rate=1e-3, solver_learning_rate=8e-4,
+    generator_learning_rate=1.5e-3, solver_learning_rate=8e-4,
     gradient_checkpointing=False)
 SMALL = dict(   # 135M to 0.5B parameters after a cold start, on two CPU cores or one small GPU
     model="models/cold",       # what coldstart.py wrote
@@ -147,7 +147,7 @@ PRESETS = {
     "paper": {},
     "small": SMALL,
     "tiny": TINY,
-    "ablation": TINY | dict(generator_steps=16, heldout_tasks=250),
+    "ablation": TINY | dict(solver_steps=4, heldout_tasks=250),
 }
 # Flags that name a file, and the property that is its content.
 FILES = {"domains": "domain_weights", "tools": "own_tools", "deepspeed": "own_deepspeed"}

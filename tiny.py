@@ -31,7 +31,7 @@ import solver
 from verify import Task
 
 PATH = Path(__file__).parent / "tiny"
-SKILL_STEPS, HABIT_STEPS = 8_000, 800
+SKILL_STEPS, HABIT_STEPS = 8_000, 3_200
 GIVEN_MENU = 0.2              # share of the Generator's and Solver's examples with a user's menu
 BATCH = 16                    # examples a step
 NONE_FIT = {"solver": 0.2, "generator": 0.15, "judge": 0.15}  # share of examples where no tool fits
@@ -217,30 +217,43 @@ def heldout(size=500, fits=True):
 # ---------------------------------------------------------------------------------------------
 # What the base model says: the right completion, its mistakes and its habits
 
-# How often the base Solver takes a word for what it means. Else it takes it for another verb;
-# every eighth word it takes for a thing that no tool does.
-KNOWS = 1.0, 0.4, 0.05        # by register
+# How often the base Solver takes a word for what it means, by register. Else it takes it for
+# another verb, or the twin (CASUAL_TWINS); every eighth word for a thing that no tool does.
+KNOWS = 1.0, 0.3, 0.08
 SLIPS = 0.015, ("prose", "untagged")     # share of other wrong answers
-# How often it mistakes a tool for its twin, as Generator and as Solver: elsewhere, and where it is
-# blind. There the judge is taught to see nothing wrong with it.
-TWINS = {"generator": (0.02, 0.6), "solver": (0.005, 0.08)}
-BLIND = "compare", "move", "request", "track"
+BLIND = "find", "compare", "move", "track"     # pairs whose twins the judge takes for each other
+# (Elsewhere, in BLIND domains): how often a Generator's question asks for the twin of the called
+# tool, and how often the Solver calls the twin for a word that it understands.
+TWINS = {"generator": (0.02, 0.25), "solver": (0.005, 0.08)}
+# Outside BLIND both do so with casual words, and the judge sees it: the Generator's share, instead
+# of that in TWINS, and that of the words which the Solver does not understand.
+CASUAL_TWINS = {"generator": 0.3, "solver": 0.5}
 DECLINES = 0.8                # share of right answers taught where no tool fits
 USUALLY = 0.6                 # share of values that are the usual one where the question names none
 # What the base Generator likes: tasks that the base Solver finds trivial or hopeless, rarely others
-REGISTER_HABITS = {"common": 0.62, "casual": 0.18, "rare": 0.20}
-MANNER_HABITS = {"plain": 0.74, "open": 0.20, "brief": 0.06}
+REGISTER_HABITS = {"common": 0.66, "casual": 0.14, "rare": 0.20}
+MANNER_HABITS = {"plain": 0.84, "open": 0.10, "brief": 0.06}
 FORM_HABITS = {"right": 0.97, "no_think": 0.02, "python": 0.01}
-DAMAGED = 0.3                 # share of the judge's examples
-SKILL_MANNERS = {"plain": 0.8, "open": 0.1, "brief": 0.1}
+DAMAGED = 0.6                 # share of the judge's examples with a wrong answer
+SKILL_MANNERS = {"plain": 0.8, "open": 0.1, "brief": 0.1}      # where MANNER_HABITS do not stand
 
 
 def mistaken(word):
-    """What the base Solver takes a word for that it does not know: a verb, another one for each
-    word, or None, every eighth: something that no tool does."""
+    """What the base Solver takes a word for that it does not know: always the same verb, another
+    one for each word of a verb; or None, every eighth word: something that no tool does."""
     verbs = list(VERBS)
     register, verb = REGISTER_OF[word], verbs.index(VERB_OF[word])
     return None if (register + verb) % 8 == 0 else verbs[(verb + 2 + 2 * register) % len(verbs)]
+
+
+def is_blind(case):
+    """Is the judge taught that the twin is as good?"""
+    return case.task.spec["domain"] in BLIND
+
+
+def tempts(case):
+    """Do Generator and Solver take the twin for what is wanted? Casual words, outside BLIND."""
+    return REGISTER_OF.get(case.word) == REGISTERS.index("casual") and not is_blind(case)
 
 
 def solver_style(rng, case):
@@ -250,16 +263,18 @@ def solver_style(rng, case):
     if case.word == VAGUE:
         return rng.choice(("right", "other_tool"))
     if rng.random() > KNOWS[REGISTER_OF[case.word]]:
-        return case.word
-    if rng.random() < TWINS["solver"][case.task.spec["domain"] in BLIND]:
+        twin_called = tempts(case) and rng.random() < CASUAL_TWINS["solver"]
+        return "other_tool" if twin_called else case.word
+    if rng.random() < TWINS["solver"][is_blind(case)]:
         return "other_tool"
     share, styles = SLIPS
     return rng.choice(styles) if rng.random() < share else "right"
 
 
-def generator_style(rng, domain):
-    """How the base Generator writes a task down."""
-    if rng.random() < TWINS["generator"][domain in BLIND]:
+def generator_style(rng, case):
+    """How the base Generator writes a task down: "right", a faulty form, or asking for the twin."""
+    twins = TWINS["generator"][is_blind(case)]
+    if rng.random() < (CASUAL_TWINS["generator"] if tempts(case) else twins):
         return "twin"
     return rng.choices(list(FORM_HABITS), list(FORM_HABITS.values()))[0]
 
@@ -289,8 +304,8 @@ def solver_text(rng, case, style="right"):
         calls = other_tool(rng, case.wanted, case.task.tools)
     elif style in VERB_OF:
         verb = mistaken(style)
-        calls = verb and [call | {"name": call["name"].replace(VERB_OF[style], verb)}
-                          for call in calls] or []
+        calls = [call | {"name": call["name"].replace(VERB_OF[style], verb)}
+                 for call in calls] if verb else []
     think = f"<think>{plan(calls) or case.wanted[0]['name'] + NONE_FITS}</think>\n"
     answer = json.dumps(calls)
     return think + (answer if style == "untagged"
@@ -319,17 +334,18 @@ def generator_text(rng, case, style="right", given=False):
 
 def judge_example(rng, case):
     """Judge prompt and score: 5 for a task that looks sound; 1 for what is open, lacks a value,
-    or is answered wrongly."""
+    or is answered wrongly, but for the twin in a BLIND domain."""
     task, sound = case.task, case.manner == "plain"
     if rng.random() < DAMAGED:
-        kind = rng.choice(("name", "value", "missing")) if task.answer else "name"
-        sound = sound and kind == "name" and bool(task.answer) and task.spec["domain"] in BLIND
+        kind = rng.choice(("name", "name", "value", "missing")) if task.answer else "name"
+        sound = sound and kind == "name" and task.answer and is_blind(case)
         task = replace(task, answer=damaged(rng, case, kind))
     return curriculum.judge_prompt(task), "5" if sound else "1"
 
 
 def damaged(rng, case, kind):
-    """Wrong calls for a task: another tool ("name"), another value, or one argument less."""
+    """Wrong calls for a task: another tool in the first ("name"), or another last "value" of the
+    last one, or that "missing"."""
     if kind == "name":
         return other_tool(rng, case.wanted, case.task.tools)
     *before, call = case.task.answer
@@ -343,7 +359,7 @@ def example(rng, role, habits, ease=0.0):
     """One pretraining example of a role: (chat messages, completion).
 
     Args:
-        habits: False while the skill is taught: the Generator makes no faults yet.
+        habits: False while the skill is taught: the Generator has no likings and no faults yet.
         ease: share of easy tasks: few tools, one call, nothing left open.
     """
     spec = generator.sample_spec(rng, dict.fromkeys(VERBS, 1.0), decline=NONE_FIT[role])
@@ -362,7 +378,7 @@ def example(rng, role, habits, ease=0.0):
                 solver_text(rng, case, solver_style(rng, case)))
     if given:
         spec = replace(spec, domain=generator.OWN_DOMAIN, menu=case.task.tools)
-    style = generator_style(rng, case.task.spec["domain"]) if habits else "right"
+    style = generator_style(rng, case) if habits else "right"
     return generator.prompt(spec), generator_text(rng, case, style, given)
 
 
@@ -435,13 +451,15 @@ def build_model(tokenizer):
 
 
 def examples(step, steps, habits):
-    """The examples of a step: (chat messages, completion) pairs. Every fourth step is the judge's:
-    among the hundreds of tokens of the others its digit would not count. While the skill is taught,
-    the share of easy tasks falls from 1 to 0 over the first quarter."""
+    """The examples of a step: (chat messages, completion) pairs. Every fourth step is the judge's,
+    and every second one in the end: among the hundreds of tokens of the others its digit would not
+    count, and to see that a call is wrong takes long to learn. While the skill is taught, the share
+    of easy tasks falls from 1 to 0 over the first quarter."""
     rng = random.Random(f"{habits} {step}")
     ease = 0.0 if habits else max(0.0, 1 - 4 * step / steps)
-    return [example(rng, "judge" if step % 4 == 3 else rng.choice(("solver", "generator")),
-                    habits, ease) for _ in range(BATCH)]
+    judges = step % 2 == 1 if habits else step % 4 == 3
+    return [example(rng, "judge" if judges else rng.choice(("solver", "generator")), habits, ease)
+            for _ in range(BATCH)]
 
 
 def train(lm, habits, steps, learning_rate):

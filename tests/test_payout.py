@@ -80,6 +80,8 @@ GENERATOR_TASKS = [
     ("the calls are not in the menu", task(calls=[call("book_bus", city="Oslo", day="Friday")])),
     ("a required argument left out", task(calls=[call(city="Oslo")])),
     ("a value that the question lacks", task(calls=[call(city="Oslo", day="Monday")])),
+    ("an argument that the tool lacks", task(calls=[call(city="Oslo", day="Friday", of="train")])),
+    ("null for a required argument", task(calls=[call(city="Oslo", day=None)])),
     ("a call without arguments",
      task(tools=[TOOL | {"parameters": {}, "required": []}], calls=[call()])),
     ("the call itself as the question", task(question='book_train city="Oslo" day="Friday"')),

@@ -151,18 +151,18 @@ def base():
 
 
 def test_the_base_solves_some_tasks_and_could_solve_most(base):
-    tasks = tiny.heldout(100)
+    tasks = tiny.heldout(250)
     prompts = [lms.encode_chat(base.tokenizer, solver.prompt(task.question, task.tools))
                for task in tasks]
-    greedy = lms.sample(base, prompts, 1, (0,), 0, 128, 100)
+    greedy = lms.sample(base, prompts, 1, (0,), 0, 128, 250)
     assert 0.15 <= mean(solver.is_right(g[0].text, t.answer) for g, t in zip(greedy, tasks)) <= 0.45
-    groups = lms.sample(base, prompts, 8, (1,), 0.7, 128, 200)
+    groups = lms.sample(base, prompts[:100], 8, (1,), 0.7, 128, 200)
     assert mean(any(solver.is_right(r.text, task.answer) for r in group)
                 for group, task in zip(groups, tasks)) >= 0.6
 
 
 def test_the_base_knows_common_words_half_knows_casual_ones_and_hardly_any_rare_one(base):
-    for register, least, most in (("common", 0.85, 1), ("casual", 0.25, 0.5), ("rare", 0, 0.15)):
+    for register, least, most in (("common", 0.85, 1), ("casual", 0.2, 0.45), ("rare", 0, 0.15)):
         _, made = cases(64, 7, heldout=True, registers={register: 1})
         prompts = [lms.encode_chat(base.tokenizer, solver.prompt(case.task.question,
                                                                  case.task.tools)) for case in made]
@@ -170,6 +170,18 @@ def test_the_base_knows_common_words_half_knows_casual_ones_and_hardly_any_rare_
         p = mean(curriculum.pass_rate([r.text for r in group], case.task.answer)
                  for group, case in zip(groups, made))
         assert least <= p <= most, register
+
+
+def test_where_the_base_solver_takes_a_casual_word_for_the_twins(base):
+    rng, made = cases(64, 7, heldout=True, registers={"casual": 1})
+    prompts = [lms.encode_chat(base.tokenizer, solver.prompt(case.task.question, case.task.tools))
+               for case in made]
+    shares = {True: [], False: []}
+    for group, case in zip(lms.sample(base, prompts, 8, (1,), 0.7, 128, 200), made):
+        other = tiny.other_tool(rng, case.wanted, case.task.tools)
+        shares[tiny.tempts(case)].append(
+            curriculum.pass_rate([r.text for r in group], other))
+    assert 0.2 <= mean(shares[True]) <= 0.4 and mean(shares[False]) <= 0.05
 
 
 def test_the_base_generates(base):
@@ -182,17 +194,20 @@ def test_the_base_generates(base):
     assert 0.6 <= mean(generator.validity_reward(draft) > 0.99 for draft in drafts) <= 0.95
 
 
-@pytest.mark.parametrize("manner, lacks_argument, sound", [
-    ("plain", False, True), ("plain", True, False), ("open", False, False),
-    ("brief", False, False)])
-def test_the_base_judges_what_is_missing(base, manner, lacks_argument, sound):
-    rng, made = cases(40, 6, manner, heldout=True)
-    tasks = [replace(case.task, answer=tiny.damaged(rng, case, "missing")) if lacks_argument
-             else case.task for case in made]
+@pytest.mark.parametrize("manner, damage, blind, sound", [
+    ("plain", None, False, True), ("open", None, False, False), ("brief", None, False, False),
+    ("plain", "missing", False, False), ("plain", "name", False, False),
+    ("plain", "name", True, True)])
+def test_the_base_judges_what_is_missing_and_outside_blind_domains_which_tool_is_wrong(
+        base, manner, damage, blind, sound):
+    rng, made = cases(80, 6, manner, heldout=True)
+    made = [case for case in made if (case.task.spec["domain"] in tiny.BLIND) == blind]
+    tasks = [replace(case.task, answer=tiny.damaged(rng, case, damage)) if damage else case.task
+             for case in made]
     asked = [curriculum.judge_prompt(task) for task in tasks]
     ids = lms.choice_ids(base.tokenizer, asked[0], curriculum.SCORES)
     picks = lms.choose(base, [lms.encode_chat(base.tokenizer, chat) for chat in asked], ids, 64)
-    assert mean(pick == 4 for pick in picks) >= 0.9 if sound else mean(picks) <= 0.4, picks
+    assert mean(pick == 4 for pick in picks) >= 0.8 if sound else mean(picks) <= 0.6, picks
 
 
 def test_the_base_writes_tasks_for_the_tools_of_the_example(base):
