@@ -1,7 +1,7 @@
 """Cold start: a base that cannot yet speak the three roles learns to.
 
     python coldstart.py --model DIR --out DIR
-    deepspeed coldstart.py --model DIR --out DIR      # the same over all GPUs
+    deepspeed coldstart.py --model DIR --out DIR      # the same over all GPUs that see DIR
 
 On a weak base all groups of self-play are dead: no completion is right, none is better than
 another, and there is nothing to strengthen. So it first sees some thousand made-up tasks
@@ -170,7 +170,7 @@ def schedule(step, steps):
     return (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up))) / 2
 
 
-def train(trainer, batch, save=None, description="cold start"):
+def train(trainer, batch, save=lambda: None, description="cold start"):
     """Take the steps that are left, under a progress bar.
 
     Args:
@@ -186,8 +186,7 @@ def train(trainer, batch, save=None, description="cold start"):
         bar.set_postfix({"loss": f"{mean:.3f}",
                          "tokens/s": f"{tokens / (time.time() - started):.0f}"}, refresh=False)
         bar.update()
-        if save:
-            save()
+        save()
     bar.close()
 
 
@@ -200,6 +199,8 @@ def run(args):
     import engine      # DeepSpeed takes seconds to start: not for those who want the trainer alone
     if (args.out / "model.safetensors").exists():
         raise Refused(f"{args.out} holds a finished model: give another --out")
+    if not args.learning_rate > 0:
+        raise Refused(f"--learning_rate {args.learning_rate} is not above 0")
     device = engine.init_distributed()
     tokenizer = checked(lms.load_tokenizer, args.model, TAGS)
     checked(lms.choice_ids, tokenizer, curriculum.judge_prompt(Task("", [], [])), curriculum.SCORES)

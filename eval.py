@@ -75,11 +75,11 @@ def answer(lm, label, rows, args):
     room = lms.positions(lm.model.config) - args.max_completion
     if room < 1:
         raise Refused(f"--max_completion {args.max_completion} leaves no room for a prompt")
-    prompts = [encoder(lm, row.task) for row in rows]
-    asked = [not row.problem and len(ids) <= room for row, ids in zip(rows, prompts)]
-    some = [ids for ids, ask in zip(prompts, asked) if ask]
-    texts = iter(solve(lm, some, args.max_completion, args.rows, label))
-    return [next(texts) if ask else None for ask in asked]
+    prompts = {n: encoder(lm, row.task) for n, row in enumerate(rows) if not row.problem}
+    prompts = {n: ids for n, ids in prompts.items() if len(ids) <= room}
+    texts = solve(lm, list(prompts.values()), args.max_completion, args.rows, label)
+    said = dict(zip(prompts, texts))
+    return [said.get(n) for n in range(len(rows))]
 
 
 def join_ranks():
@@ -108,7 +108,7 @@ def evaluate(args):
     if convention:
         say(f"prompt: the model's own, answers read as {convention['native']}")
     made = {"model": args.model, "data": str((args.data or DATA).resolve()), "limit": args.limit,
-            "native": None} | convention
+            "max_completion": args.max_completion, "native": None} | convention
     if args.out:
         checked(lambda: args.out.mkdir(parents=True, exist_ok=True))
         results.see_settings(args.out, made)
@@ -143,8 +143,7 @@ def score_again(args):
     """Score the files of --score again, with the data and the limit that they were made with."""
     made, verdicts = read_json(args.score / results.SETTINGS), {}
     for name in LOADERS:
-        stored = results.read(args.score, name)
-        if stored:
+        if stored := results.read(args.score, name):
             rows = load(name, args.data or made["data"], made["limit"])
             texts = results.stored_texts(stored, name, rows)
             verdicts[name] = conclude(name, rows, texts, native.reader(made))
@@ -164,9 +163,8 @@ def overlap(args):
     record = args.overlap / coldstart_world.RECORD
     if record.exists():
         made = read_json(record)["settings"]
-        seed, steps, batch = made["seed"], made["steps"], made["batch"]
-        questions = [question for step in range(steps)
-                     for question in coldstart_world.questions(seed, step, steps, batch)]
+        questions = [question for step in range(made["steps"]) for question in
+                     coldstart_world.questions(made["seed"], step, made["steps"], made["batch"])]
     else:
         questions = [task.question for tasks in curricula(args.overlap).values() for task in tasks]
     for name, rows in load_sets(args).items():
@@ -183,6 +181,7 @@ def ask(args):
     questions = args.ask + [line.strip() for line in lines if line.strip()]
     if not questions:
         raise Refused(f"{args.questions} holds no question")
+    checked("".join(questions).encode)      # half a surrogate pair is no text
     menu = read_json_as(args.tools, read_menu)
     rows = [Row(f"question {n}", Task(text, menu, [])) for n, text in enumerate(questions, 1)]
     lm = load_model(args.model, join_ranks())

@@ -18,7 +18,7 @@ from statistics import mean, stdev
 import curriculum
 from benchmarks.score import wilson
 from cli import Parser, Refused, refuse
-from disk import read_json, read_lines, read_log
+from disk import read_json, read_lines, read_log, replace_file
 
 ROLES = {"generator": "Generator", "solver": "Solver"}
 SPENT = ("seconds", "sampling", "probing", "training", "sync")      # columns of timings.jsonl
@@ -35,7 +35,9 @@ class Run:
         self.path = Path(path)
         if not (self.path / "config.json").exists():
             raise Refused(f"{path} is not a run directory: it has no config.json")
-        self.config = read_json(self.path / "config.json")["config"]
+        self.config = read_json(self.path / "config.json").get("config")
+        if self.config is None:
+            raise Refused(f"{path} is not a run directory: its config.json is of something else")
         self.metrics = read_log(self.path / "metrics.jsonl")
         self.timings = read_log(self.path / "timings.jsonl")
         # Counters of held-out answers: right, or the class of the error
@@ -376,7 +378,7 @@ def tasks_section(run):
         task = row["task"]
         menu = (f"{tool['name']}({', '.join(tool['parameters'])})" for tool in task["tools"])
         texts = {"question": task["question"], "menu": ", ".join(menu),
-                 "gold": json.dumps(task["answer"]),
+                 "gold": json.dumps(task["answer"], ensure_ascii=False),
                  solver_name(last - 1): row["before"], solver_name(last): row.get("after", "-")}
         lines += [f"**Iteration {last}, {row['bucket']}, pass rate {task['pass_rate']:.1f}**", ""]
         for name, text in texts.items():
@@ -429,12 +431,13 @@ def write(run_dir):
     Returns:
         One line for the screen: what was written.
     """
-    run, drawn = Run(run_dir), importlib.util.find_spec("matplotlib") is not None
-    if drawn and panels(run):
+    run, able = Run(run_dir), importlib.util.find_spec("matplotlib") is not None
+    drawn = able and bool(panels(run))
+    if drawn:
         draw(run, run.path / "curves.png")
-    (run.path / "report.md").write_text(page(run))
+    replace_file(run.path / "report.md", page(run))
     return f"report: {run.path}/report.md" + (
-        ", curves.png" if drawn else " (pip install matplotlib for the picture)")
+        ", curves.png" * drawn if able else " (pip install matplotlib for the picture)")
 
 
 def main():

@@ -12,10 +12,10 @@ The response template reads what solver.read reads, but for this:
   other spellings, and skips (but counts) what is no call.
 - Every block counts, not the last alone: a stream cannot know which is the last.
 - What stands in <think> is no answer, even if <think> is never closed; then solver.read does read
-  it.
+  it. A </think> that nothing opens is text.
 - A name with escapes in it is not read, and white space around a name stays.
 - A tag in a JSON string is text, and a code fence may lack its other half. The limits that
-  verify.load_json sets on depth, digits and the range of numbers do not hold.
+  verify.load_json sets on depth, digits, half surrogate pairs and the range of numbers do not hold.
 """
 import copy
 import re
@@ -144,7 +144,8 @@ def response_template(ends):
     end = "|".join(map(re.escape, ends))
     return {
         "defaults": {"role": "assistant"},
-        "start_anchor_pattern": r"\Z",          # an answer has nothing of the prompt in it
+        # An answer has nothing of the prompt in it, but for a <think> that the template has opened.
+        "start_anchor_pattern": r"(?=<think>\s*\Z)|(?<!<think>)(?<!<think>\n)\Z",
         "fields": {
             "thinking": {"open": "<think>", "close": "</think>"},
             "tool_calls": {

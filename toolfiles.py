@@ -7,6 +7,8 @@ nothing" in more. `read_menu` gives the one form that prompts show and verify.py
 
 To use it elsewhere copy verify.py too.
 """
+import json
+
 from verify import MAX_DEPTH, SCHEMA_KEYS, choices_of, read_tool, schema_of, unwrap, without
 
 # ---------------------------------------------------------------------------------------------
@@ -30,6 +32,8 @@ def read_menu(value):
     >>> read_menu([{"name": "f", "parameters": {"x": {"type": "string", "required": True}}}])[0]
     {'name': 'f', 'description': '', 'parameters': {'x': {'type': 'string'}}, 'required': ['x']}
     """
+    # Refused: NaN, which is no bound, and half a surrogate pair, which is no text.
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     for key in ("result", "tools"):
         value = value[key] if isinstance(value, dict) and key in value else value
     if not isinstance(value, list) or not value:

@@ -4,6 +4,7 @@
     python bench/ablations.py table DIR
     python bench/ablations.py commands DIR
 """
+import shlex
 import sys
 from pathlib import Path
 from statistics import mean
@@ -40,7 +41,7 @@ def commands(folder):
     """A line for each run, seed by seed, so that the rows grow together."""
     for seed in SEEDS:
         for name, (flags, _) in ROWS.items():
-            run_dir = place(folder, name, seed)
+            run_dir = shlex.quote(str(place(folder, name, seed)))
             yield (f"python selfplay.py --preset ablation --seed {seed} {flags} --run_dir {run_dir}"
                    f" >{run_dir}.log 2>&1 || echo {run_dir} failed: see {run_dir}.log")
 

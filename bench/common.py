@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 def parser(description, rounds=5):
     """A command line with --rounds and --json."""
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=rounds, help="measurements of each")
     parser.add_argument("--json", help="file for the result")
     return parser
@@ -26,6 +26,12 @@ def add_model(parser, default):
     """--model and --dtype."""
     parser.add_argument("--model", default=default, help="directory of a checkpoint")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+
+
+def fresh(command):
+    """The JSON that a process of its own prints last."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def take_turns(contestants, rounds):

@@ -11,7 +11,6 @@ import argparse
 import gc
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 from statistics import median
@@ -85,11 +84,9 @@ def measure(args):
     print(json.dumps({"seconds": took, "bytes": peak(args.device) - before}))
 
 
-def run(name, args, file):
+def run(name, file):
     """Result of a fresh process that measures `name`; the gradient goes to `file`."""
-    command = [sys.executable, *sys.argv, "--worker", name, "--gradient", file]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return common.fresh([sys.executable, *sys.argv, "--worker", name, "--gradient", file])
 
 
 def main():
@@ -105,7 +102,7 @@ def main():
         return measure(args)
     with tempfile.TemporaryDirectory() as folder:
         files = {name: f"{folder}/{name}.pt" for name in ("ours", "plain")}
-        runs = {name: lambda n, name=name: run(name, args, files[name]) for name in files}
+        runs = {name: lambda n, name=name: run(name, files[name]) for name in files}
         results = common.take_turns(runs, args.rounds)
         gradients = {name: torch.load(file) for name, file in files.items()}
     gap = ((gradients["ours"] - gradients["plain"]).norm() / gradients["plain"].norm()).item()

@@ -102,8 +102,7 @@ def contestants(lm, theirs, prompts, args):
     try:
         paged(0)
     except Exception as error:      # whatever it is: the table goes on without it
-        print(f"continuous batching does not run here: {type(error).__name__}: "
-              f"{str(error).splitlines()[0]}")
+        print(f"continuous batching does not run here: {lms.one_line(error)}")
         return runs
     return runs | {"continuous batching": paged}
 

@@ -10,7 +10,6 @@ own, and is measured once. The picture needs matplotlib; the numbers go to a JSO
 import argparse
 import gc
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -70,8 +69,7 @@ def point(args, work, name, sizes):
                "--device", args.device, "--worker", work, name]
     for what, size in sizes.items():
         command += [f"--{what}", str(size)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result = {"work": work, "name": name, **sizes, **json.loads(done.stdout.splitlines()[-1])}
+    result = {"work": work, "name": name, **sizes, **common.fresh(command)}
     print(result, flush=True)
     return result
 

@@ -63,13 +63,6 @@ def our_steps(args, tasks):
     lms.leave_group()
 
 
-def trl_steps(args, tasks):
-    """The same with TRL."""
-    trainer = trl_trainer(args, tasks)
-    trainer.add_callback(Turns())
-    trainer.train()
-
-
 class Turns(TrainerCallback):
     """Makes TRL wait for its turn, and times its step."""
 
@@ -85,8 +78,8 @@ def trl_rewards(completions, answer, **kwargs):
     return [reward(text, json.loads(gold)) for text, gold in zip(completions, answer)]
 
 
-def trl_trainer(args, tasks):
-    """GRPOTrainer that takes the same prompts in every step."""
+def trl_steps(args, tasks):
+    """The same with TRL, which takes the same prompts in every step."""
     tokenizer = lms.load_tokenizer(args.model)
     texts = [tokenizer.apply_chat_template(solver.prompt(task.question, task.tools), tokenize=False,
                                            add_generation_prompt=True) for task in tasks]
@@ -103,8 +96,8 @@ def trl_trainer(args, tasks):
         max_grad_norm=1.0, weight_decay=0.0, optim="adamw_torch", gradient_checkpointing=False,
         bf16=False, use_cpu=not torch.cuda.is_available(), max_steps=args.rounds + 1,
         save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=10**6)
-    return GRPOTrainer(model=model, reward_funcs=trl_rewards, args=config, train_dataset=rows,
-                       processing_class=tokenizer)
+    GRPOTrainer(model=model, reward_funcs=trl_rewards, args=config, train_dataset=rows,
+                processing_class=tokenizer, callbacks=[Turns()]).train()
 
 
 def main():

@@ -100,13 +100,12 @@ def fits(choice, value):
             accepts(choices, value.get(key)) for key, choices in choice.items())
     if isinstance(choice, list) and isinstance(value, list):
         return len(choice) == len(value) and all(map(fits, choice, value))
-    return values_equal(loosen(choice), loosen(value))
+    return values_equal(loosen(choice), value)
 
 
 def call_fits(call, gold):
-    """Is a call right for a gold call with choices? A null argument counts as absent."""
-    given = {k: v for k, v in call["arguments"].items() if v is not None}
-    return call["name"] == gold["name"] and fits(gold["arguments"], given)
+    """Is a call, as `loosen_call` gives it, right for a gold call with choices?"""
+    return call["name"] == gold["name"] and fits(gold["arguments"], call["arguments"])
 
 
 def resolve(calls, accepted):
@@ -116,15 +115,14 @@ def resolve(calls, accepted):
     spare call of their name. An argument takes its partner's value where that is accepted, else the
     first accepted one; it is left out where it may be and the partner has none.
     """
-    partner = pair(calls, accepted)
-    spare = [call for i, call in enumerate(calls) if i not in partner.values()]
-    gold = []
+    calls = list(map(loosen_call, calls))
+    partner, gold = pair(calls, accepted), []
     for g, call in enumerate(accepted):
-        mate = calls[partner[g]] if g in partner else next(
-            (c for c in spare if c["name"] == call["name"]), None)
-        if g not in partner and mate is not None:
-            spare.remove(mate)
-        given = mate["arguments"] if mate else {}
+        spare = [i for i, other in enumerate(calls)
+                 if i not in partner.values() and other["name"] == call["name"]]
+        if g not in partner and spare:
+            partner[g] = spare[0]
+        given = calls[partner[g]]["arguments"] if g in partner else {}
         nearest = {k: given.get(k) if accepts(choices, given.get(k)) else first(choices)
                    for k, choices in call["arguments"].items()}
         gold.append({"name": call["name"],

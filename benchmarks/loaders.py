@@ -95,7 +95,7 @@ SPEAKERS = {"user": "User", "agent": "Agent", "assistant": "Call", "tool": "Resu
 
 
 def render(conversation):
-    """A conversation as lines "User: ...", "Agent: ...", "Call: ..." and "Result: ...".
+    """A conversation as lines "User: ...", "Agent: ...", "Call: ...", "Result: ..." and "System: ...".
 
     >>> render([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "```[]```"}])
     'User: Hi\\nCall: []'
@@ -215,7 +215,7 @@ def tiny_heldout(data):
 LOADERS = {name: partial(hammer, name) for name in HAMMER_FILES} | {
     "snips": snips, "bfcl_nonlive": partial(bfcl, NON_LIVE), "bfcl_live": partial(bfcl, LIVE),
     "tiny": tiny_heldout}
-BENCHMARKS = list(dict.fromkeys(name.partition("_")[0] for name in LOADERS))   # of several sets
+BENCHMARKS = list(dict.fromkeys(name.partition("_")[0] for name in LOADERS))   # each of one set or several
 
 
 def load(name, data, limit=None):
@@ -228,7 +228,8 @@ def load(name, data, limit=None):
 def curricula(run):
     """{iteration: its curriculum, list of Task} of a run directory, in order."""
     found = {int(path.parent.name.removeprefix("iter")): [Task(**row) for row in read_lines(path)]
-             for path in run.glob("iter[0-9]*/curriculum.jsonl")}
+             for path in run.glob("iter*/curriculum.jsonl")
+             if path.parent.name.removeprefix("iter").isdecimal()}
     if not found:
         raise Refused(f"{run} holds no iter*/curriculum.jsonl: give a run directory")
     return dict(sorted(found.items()))

@@ -60,7 +60,7 @@ def set_line(name, verdicts):
 
 
 def set_lines(name, rows, verdicts):
-    """The lines on one set: all rows, its parts, and the rows that were never asked, by index.
+    """The lines on one set: all rows, its parts, and the ids of the rows that were never asked.
 
     BFCL's irrelevance, where no tool fits, comes right after all rows, so that nobody reads the one
     without the other: self-play can unlearn to decline.
@@ -114,7 +114,7 @@ def error_table(results):
 
 
 def table_line(head, cells):
-    return f"{head:45}" + "".join(f"{cell:>12}" for cell in cells)
+    return f"{head:45}" + "".join(f"{cell:>13}" for cell in cells)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def compare_lines(a, b):
         both = [n for n in of_a if n in of_b]
         other = [n for n in both if of_a[n]["task_hash"] != of_b[n]["task_hash"]]
         if other or of_a and of_b and not both:
-            raise Refused(f"{name}: {a} and {b} were not asked the same: {', '.join(other[:1])}")
+            raise Refused(f"{name}: {a} and {b} were not asked the same: {', '.join(other[:1]) or 'no row in common'}")
         if both:
             right_a, right_b = ([of[n]["verdict"] == "right" for n in both] for of in (of_a, of_b))
             lines += pair_lines(name, both, right_a, right_b)

@@ -128,6 +128,8 @@ def play(**arguments):
     ("multiple_0", [fixtures.call("make", shape={"kind": "oval", "size": {"w": 1}},
                                   names=[{"n": "b"}, {"n": "c"}])],
      True),
+    ("multiple_0", [fixtures.call("make", shape='{"kind": "oval", "size": {"w": 1}}',
+                                  names='[{"n": "b"}, {"n": "c"}]')], True),
     ("multiple_0", [fixtures.call("make", shape={"kind": "oval", "size": {"w": 1, "h": 2},
                                                  "hue": "red"},
                                   names=[{"n": "a"}, {"n": "c"}], note="x")], True),

@@ -3,6 +3,7 @@ each reads from right and damaged answers, and what an evaluation makes of it.""
 import json
 import random
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from test_families import QWEN, llama_tokenizer
@@ -118,6 +119,17 @@ def test_a_template_that_fails_on_the_tools_of_a_row_is_one_line():
     made = with_template("{% if tools %}{{ raise_exception('no\nlists') }}{% endif %}")
     with pytest.raises(Refused, match="fails on the tools of 'Go to Oslo, twice.': no lists$"):
         native.encode(lms.LM(None, made, ()), TASK)
+
+
+def test_a_broken_row_is_not_asked(monkeypatch):
+    """Its menu is empty, and a template may fail on that."""
+    asked = []
+    monkeypatch.setattr(native, "encode", lambda lm, task: asked.append(task) or [1])
+    monkeypatch.setattr(evaluation, "solve", lambda lm, prompts, *_: ["text"] * len(prompts))
+    rows = [loaders.Row("0", problem="no gold"), loaders.Row("1", TASK)]
+    lm = lms.LM(SimpleNamespace(config=SimpleNamespace()), None, ())
+    args = SimpleNamespace(native=True, max_completion=8, rows=4)
+    assert evaluation.answer(lm, None, rows, args) == [None, "text"] and asked == [TASK]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from conftest import ROOT
 from matplotlib.figure import Figure
 
 import report
+import tiny
 from cli import Refused
 
 TOOLS = [{"name": "book_train", "description": "Book a train.", "required": ["city"],
@@ -201,7 +202,8 @@ def test_the_ablation_table_has_a_row_for_each_finished_variant(tmp_path, monkey
         "| -215.6 to +165.6 | 80.0 ± 0.0 | 50.0 ± 0.0 | 48 |  | 2 |"]
 
 
-@pytest.mark.parametrize("arguments, named", [([], "RUN"), (["nowhere"], "nowhere")])
+@pytest.mark.parametrize("arguments, named", [([], "RUN"), (["nowhere"], "nowhere"),
+                                              ([str(tiny.PATH)], "something else")])
 def test_what_is_not_a_run_is_refused_in_one_line(monkeypatch, capsys, arguments, named):
     monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
     with pytest.raises(SystemExit) as end:

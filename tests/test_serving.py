@@ -395,6 +395,20 @@ def test_transformers_reads_the_ids_of_an_answer(base, served):
              "function": {"name": "go", "arguments": '{"to": "Oslo", "n": 2}'}}]}
 
 
+def test_a_thought_that_the_template_has_opened_is_read_as_one(base):
+    """And a block drafted in it is no answer."""
+    opening = copy.deepcopy(base)
+    opening.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+    made = serving.drop_in(opening, [base.eos_token_id])
+    prompt = lms.encode_chat(opening, solver.prompt("Go.", [normalise_tool(GO)]))
+    text = f"Or {block(f'[{TWO}]')}?</think>\n{block(f'[{ONE}]')}"
+    ids = base.encode(text, add_special_tokens=False)
+    message = made.parse_response([*ids, base.eos_token_id], prefix=prompt)
+    assert message["thinking"].strip() == f"Or {block(f'[{TWO}]')}?"
+    assert [call["function"]["name"] for call in message["tool_calls"]] == ["go"]
+    assert [call["name"] for call in solver.read("<think>" + text).calls] == ["go"]
+
+
 # ---------------------------------------------------------------------------------------------
 # Real servers
 
