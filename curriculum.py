@@ -107,9 +107,8 @@ def question_problem(question, calls, own_tools=False):
     if _CJK.search(question):
         return "question_cjk"
     simple = len(calls) == 1 and len(calls[0]["arguments"]) <= 1
-    if _STOCK.search(question) or (simple and _WH_IS.match(question)):
-        return "question_stock"
-    return None
+    stock = _STOCK.search(question) or (simple and _WH_IS.match(question))
+    return "question_stock" if stock else None
 
 
 def structural_problem(draft, task, grounding=True, obey_spec=False):
@@ -169,12 +168,9 @@ def apportion(total, weights, available):
         open_ = {k: w for k, w in weights.items() if available[k] > shares[k]}
         scale = sum(open_.values())
         exact = {k: left * w / scale for k, w in open_.items()}
-        deal = {k: int(x) for k, x in exact.items()}
-        by_remainder = sorted(open_, key=lambda k: deal[k] - exact[k])
-        for k in by_remainder[:left - sum(deal.values())]:
-            deal[k] += 1
-        for k in open_:
-            taken = min(deal[k], available[k] - shares[k])
+        rest = left - sum(map(int, exact.values()))      # goes to the largest remainders
+        for n, k in enumerate(sorted(open_, key=lambda k: int(exact[k]) - exact[k])):
+            taken = min(int(exact[k]) + (n < rest), available[k] - shares[k])
             shares[k] += taken
             left -= taken
     return shares
@@ -227,11 +223,14 @@ def spread(size, steps, per_step):
     """Curriculum indices for each training step, evenly over the order: list of lists.
 
     50 steps of 8 take every fifth of 2,000 tasks, so that the order reaches the hard ones; where
-    steps x prompts exceed the curriculum, tasks repeat in order.
+    steps x prompts exceed the curriculum, tasks repeat in order, in steps that follow each other.
 
-    >>> spread(8, 2, 2), spread(2, 2, 2)
-    ([[0, 2], [4, 6]], [[0, 0], [1, 1]])
+    >>> spread(8, 2, 2), spread(4, 4, 2)
+    ([[0, 2], [4, 6]], [[0, 1], [0, 1], [2, 3], [2, 3]])
     """
     wanted = steps * per_step
-    return [[(step * per_step + i) * size // wanted for i in range(per_step)]
-            for step in range(steps)]
+    rounds = max(1, steps // -(-wanted // size))
+    ends = [n * steps // rounds for n in range(rounds + 1)]
+    # The steps of a round are dealt its tasks one by one: a task's copies fall into different ones.
+    return [[(first * per_step + i * (end - first) + n) * size // wanted for i in range(per_step)]
+            for first, end in zip(ends, ends[1:]) for n in range(end - first)]

@@ -7,7 +7,8 @@
     iter<i>/...                                checkpoints, pool, curriculum, answers
     lock                                       held by rank 0 while the run lives
 
-Rank 0 writes and all ranks read: the directory must be on a file system that all machines share.
+Rank 0 writes all but the states, and all ranks read: the directory must be on a file system that
+all machines share.
 Nothing here knows about models.
 """
 import errno
@@ -160,6 +161,8 @@ class Directory:
         """Rank 0, once it has the lock: read state.json, and bring logs and left-overs back to what
         it says. Returns the state."""
         file = self.path / "state.json"
+        if not file.exists() and any((self.path / name).exists() for name in LOGS):
+            raise Refused(f"{file} is missing{MEND}")
         before = read_json(file, MEND) if file.exists() else self.state
         kinds = {"finished": list, "step": dict | None, "phase_sizes": dict, "wall_seconds": float}
         if not isinstance(before, dict) or before.keys() != kinds.keys() or not all(

@@ -53,7 +53,7 @@ def init_distributed(timeout=30):
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     try:
         deepspeed.init_distributed(timeout=timedelta(minutes=timeout))
-    except dist.DistNetworkError as error:
+    except dist.DistError as error:
         raise Refused(f"rank {os.environ['RANK']} cannot meet the others at port "
                       f"{os.environ['MASTER_PORT']} of {os.environ['MASTER_ADDR']} "
                       f"({str(error).splitlines()[0][:150]}): if another run has the port, give "
@@ -72,16 +72,17 @@ def init_distributed(timeout=30):
 # Configuration
 
 
-def our_settings(config):
-    """What the step relies on, each key with its reason.
+def settings(config):
+    """The DeepSpeed configuration: ours, each key with its reason, and the user's JSON file
+    `config.deepspeed` ("": none) laid over it. Refused names a setting that could change what a
+    step computes.
 
     Args:
-        config: has dtype ("bf16" or "fp32") and max_grad_norm.
+        config: has dtype ("bf16" or "fp32"), max_grad_norm and deepspeed.
     """
-    return {
+    ours = {
         # grpo.step cuts micro-batches and divides the loss itself.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
         "bf16": {"enabled": config.dtype == "bf16"},
         # Both default to bf16, where small gradients are lost in the sum.
         "data_types": {"grad_accum_dtype": "fp32"},
@@ -105,6 +106,9 @@ def our_settings(config):
             "torch_adam": True,        # the default is compiled at start-up
         }},
     }
+    if not config.deepspeed:
+        return ours
+    return read_json_as(config.deepspeed, lambda user: laid_over(ours, user))
 
 
 # What the user may set besides: where the engine keeps things, how it moves them, what it reports.
@@ -115,15 +119,6 @@ ALLOWED = ("wall_clock_breakdown", *(f"zero_optimization.{key}" for key in (
     "stage3_prefetch_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance")))
 
 
-def settings(config):
-    """The DeepSpeed configuration: ours, with the user's JSON file `config.deepspeed` ("": none)
-    laid over it. Refused names a setting that could change what a step computes."""
-    ours = our_settings(config)
-    if not config.deepspeed:
-        return ours
-    return read_json_as(config.deepspeed, lambda user: laid_over(ours, user))
-
-
 def laid_over(ours, user, above=""):
     """A nested dict with the entries of another over it. ValueError where one is not free."""
     if not isinstance(user, dict):
@@ -131,11 +126,10 @@ def laid_over(ours, user, above=""):
     merged = dict(ours)
     for key, value in user.items():
         name, own = above + key, ours.get(key, {})
-        if isinstance(value, dict) and isinstance(own, dict):
-            merged[key] = laid_over(own, value, name + ".")
-            continue
         free = name in ALLOWED or name.startswith(MONITORS) or value == own
-        if not free or key == "device" and value not in ("cpu", "none"):
+        if isinstance(value, dict) and isinstance(own, dict):
+            value = laid_over(own, value, name + ".")
+        elif not free or key == "device" and value not in ("cpu", "none"):
             raise ValueError(f"{name} cannot be {value!r}: only offloading to the cpu, sizes of "
                              "buckets and monitors are free")
         merged[key] = value
@@ -186,9 +180,8 @@ class Engine:
         # DeepSpeed replaces F.linear for the whole process. The engine needs its version, which
         # lets go of gathered weights; the sampler, which holds whole ones, only loses time by it.
         plain = F.linear
-        self.engine = deepspeed.initialize(
-            model=Policy(model), model_parameters=model.parameters(),
-            config=settings(config))[0]
+        self.engine = deepspeed.initialize(model=Policy(model), config=settings(config),
+                                           model_parameters=model.parameters())[0]
         self.linear, F.linear = F.linear, plain
         self.optimizer, self.device = self.engine.optimizer, self.engine.device
 

@@ -38,7 +38,7 @@ The user asks for something that none of the tools does: the list of calls is em
 GIVEN_TOOLS = "\nThe tools are given, so leave out <available_tools>:\n"
 
 TAGS = ("think", "question", "available_tools", "tool_call_answer")
-ECHOES = ("what the user says, with every argument value",      # the prompt above
+ECHOES = ("what the user says, with every argument value",      # the prompt, and others like it
           "the user's question", "your question here", "question text")
 
 
@@ -99,10 +99,14 @@ def prompt(spec):
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": request}]
 
 
-def longest_prompt(tools=None):
+def longest_prompt(domains=(), tools=None):
     """The messages of the longest prompt there can be; with the user's tools, of their longest."""
-    menu = tools and sorted(tools, key=lambda tool: len(str(tool)))[-MOST_TOOLS:]
-    return prompt(Spec(OWN_DOMAIN, "multi_turn", MOST_TOOLS, 0, menu))
+    def size(value):      # in bytes: other scripts take more tokens than ours
+        return len(str(value).encode())
+
+    menu = tools and sorted(tools, key=size)[-MOST_TOOLS:]
+    domain = max([OWN_DOMAIN, *domains], key=size)
+    return prompt(Spec(domain, "multi_turn", MOST_TOOLS, 0, menu))
 
 
 class Draft(NamedTuple):

@@ -32,7 +32,8 @@ and these three methods; engine.py has them on ZeRO-3:
             loss.backward()
 
         def update(self, rate):
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0,
+                                                  error_if_nonfinite=True)
             self.adam.param_groups[0]["lr"] = rate
             self.adam.step()
             self.adam.zero_grad()
@@ -185,7 +186,7 @@ def step(engine, groups, reward_PG, rate, budget, epsilon=0.2, updates=1, commit
 
     Returns:
         metrics: {name: float}, the same on every rank. Means over the tokens of the step, except
-        loss, gradient norm and dead groups.
+        their number, loss, gradient norm and dead groups.
     """
     adv_PG = group_advantages(reward_PG)
     batches = micro_batches(groups, adv_PG, budget, engine.device)

@@ -104,8 +104,7 @@ def load_tokenizer(path, tags=()):
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {path} has no chat template: use an instruction-tuned "
                          "model")
-    problem = template_problem(tokenizer)
-    if problem:
+    if problem := template_problem(tokenizer):
         raise ValueError(f"the chat template of {path} {problem}")
     for mark in [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]:
         back = decode(tokenizer, tokenizer.encode(mark, add_special_tokens=False))
@@ -132,10 +131,9 @@ def template_problem(tokenizer):
         text = chat_text(tokenizer, TURNS[:2])
     except Exception as error:      # a template is code, and raises what it likes
         return f"fails on a system message and a question: {one_line(error)}"
-    for turn in TURNS[:2]:
-        if turn["content"] not in text:
-            return f"leaves out what the {turn['role']} says: use a model whose template has it"
-    return None
+    lost = [turn["role"] for turn in TURNS[:2] if turn["content"] not in text]
+    return (f"leaves out what the {lost[0]} says: use a model whose template has it" if lost
+            else None)
 
 
 def turn_problem(tokenizer, eos):
@@ -205,13 +203,13 @@ def checkpoint_files(path):
                                             local_files_only=not on_hub(str(path))))
         except (OSError, ValueError) as error:
             raise BadCheckpoint(_not_found("model", path, error)) from None
-    index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
+    index, files = folder / "model.safetensors.index.json", [folder / "model.safetensors"]
     if index.exists():
         try:
             names = set(json.loads(index.read_text())["weight_map"].values())
+            files = [folder / name for name in sorted(names)]
         except (ValueError, KeyError, AttributeError, TypeError):
             raise BadCheckpoint(f"{index} is damaged") from None
-    files = [folder / name for name in sorted(names)]
     for file in files:
         if not file.exists():
             raise BadCheckpoint(f"{file} is missing; weights are read from safetensors files only")
@@ -306,8 +304,7 @@ def load(path, tokenizer, dtype=torch.float32, device="cpu"):
     model = build(path, dtype, device)
     fill(model, read_weights(path))
     lm = LM(model, tokenizer, eos_ids(model, tokenizer))
-    problem = model_problem(lm)
-    if problem:
+    if problem := model_problem(lm):
         raise BadCheckpoint(f"the model at {path} cannot be used: {problem}")
     return lm
 
@@ -515,8 +512,8 @@ def deal(items, size, work):
 def uniforms(key, length):
     """Numbers in [0, 1) for the positions 0..length-1 of one sample, shape (length,).
 
-    Counter-based (Philox): they depend only on the key (run seed, iteration, phase, step, prompt,
-    sample) and the position, never on the rank or on what was drawn before.
+    Counter-based (Philox): they depend only on the key (run seed, iteration, purpose, step,
+    prompt, sample) and the position, never on the rank or on what was drawn before.
     """
     digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
     philox = np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64))
@@ -601,9 +598,8 @@ class GroupCache:
         """(P, 1, 1, T + S) to add to the scores of prompts and completions: 0 in the window that
         ends at `column`, -inf outside it and in padding."""
         if window not in self.biases:
-            keys, own_keys = self.prompts[0][0], self.own[0][0]
-            place_T, place_S = (torch.arange(kv.shape[2], device=kv.device)
-                                for kv in (keys, own_keys))
+            keys, S = self.prompts[0][0], self.own[0][0].shape[2]
+            place_T, place_S = (torch.arange(n, device=keys.device) for n in (keys.shape[2], S))
             length_P1 = self.length_P[:, None]
             gap_PT = (place_T >= length_P1) | (place_T <= length_P1 + self.column - window)
             gap_S = (place_S > self.column) | (place_S <= self.column - window)
@@ -778,13 +774,11 @@ def sample_chunk(lm, prompts, keys, temperature, max_tokens):
     eos_BT = torch.isin(decoder.ids_BT, decoder.eos)
     finished_B = eos_BT.any(1)
     count_B = torch.where(finished_B, eos_BT.int().argmax(1) + 1, max_tokens)
-    rows = zip(decoder.ids_BT.tolist(), decoder.logp_BT.tolist(), count_B.tolist(),
-               finished_B.tolist())
+    rows = zip(*(x.tolist() for x in (decoder.ids_BT, decoder.logp_BT, count_B, finished_B)))
     groups = [[make_rollout(lm, prompt, *next(rows)) for _ in group]
               for prompt, group in zip(prompts, keys)]
-    bad = [rollout for group in groups for rollout in group
-           if not all(map(math.isfinite, rollout.logps))]
-    if bad:
+    if bad := [rollout for group in groups for rollout in group
+               if not all(map(math.isfinite, rollout.logps))]:
         raise NonFinite("a sampled log-probability", bad)
     return groups
 
@@ -802,7 +796,7 @@ def sample(lm, prompts, samples, key, temperature, max_tokens, rows, first=0):
 
     Args:
         prompts: lists of ids, the same on every rank.
-        key: what the randomness depends on: (run seed, iteration, phase, step).
+        key: what the randomness depends on: (run seed, iteration, purpose, step).
         rows: samples decoded together; a prompt's samples are never parted.
         first: index of the first prompt, where a longer list is sampled in slices.
     """
@@ -976,10 +970,9 @@ def token_logprobs(model, packed, temperature=1.0, tokens=None):
     target_M = packed.ids_N[packed.own_BC[mask_BC]]
     # Blocks keep the fp32 logits within LOGITS_AT_ONCE elements each.
     blocks = -(-(tokens or len(target_M)) * model.config.vocab_size // LOGITS_AT_ONCE)
-    parts = [checkpoint(_block_logprobs, model, hidden, target, temperature,
-                        use_reentrant=False)
-             for hidden, target in zip(hidden_MD.tensor_split(blocks),
-                                       target_M.tensor_split(blocks))]
+    pairs = zip(hidden_MD.tensor_split(blocks), target_M.tensor_split(blocks))
+    parts = [checkpoint(_block_logprobs, model, *pair, temperature, use_reentrant=False)
+             for pair in pairs]
     zeros_BC = torch.zeros_like(mask_BC, dtype=torch.float32)
     logp_BC, entropy_BC = (zeros_BC.masked_scatter(mask_BC, torch.cat(part))
                            for part in zip(*parts))

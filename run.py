@@ -294,8 +294,8 @@ def step_problems(reward_PG, metrics):
             found["dead"] += (". The model never keeps to the format: give it a cold start first "
                               "(coldstart.py)")
     if distinct < COLLAPSED:
-        found["collapse"] = (f"only {100 * distinct:.0f} % of the {reward_PG.numel()} questions "
-                             "differ: the Generator is collapsing, see samples.jsonl")
+        found["collapse"] = (f"only {100 * distinct:.0f} % of the questions differ: the Generator "
+                             "is collapsing, see samples.jsonl")
     return found
 
 
@@ -348,8 +348,10 @@ def read_model(config):
         score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(tiny.heldout(1)[0]),
                                    curriculum.SCORES)
         shape = lms.read_config(config.base)
+        check.count_parameters(shape)
         lms.checkpoint_files(config.base)
-        longest = len(lms.encode_chat(tokenizer, generator.longest_prompt(config.own_tools)))
+        longest = len(lms.encode_chat(tokenizer, generator.longest_prompt(config.domain_weights,
+                                                                          config.own_tools)))
         if longest > config.max_prompt:
             raise ValueError(f"--max_prompt is {config.max_prompt}, and the Generator's longest "
                              f"prompt takes {longest} tokens")

@@ -11,12 +11,12 @@ the curriculum; train the Solver on it. The same command again resumes after the
 """
 from run import flat, start      # first: it says how threads wait, before torch is loaded
 
-import dataclasses
 import math
 import os
 import random
 import sys
 from collections import Counter
+from dataclasses import asdict, dataclass
 from statistics import mean
 
 import check
@@ -46,7 +46,7 @@ def self_play(run):
         run.once(i, "evaluation", evaluate)
 
 
-@dataclasses.dataclass
+@dataclass
 class Candidate:
     """What the Generator wrote, on its way to become a task of the curriculum."""
 
@@ -54,12 +54,8 @@ class Candidate:
     text: str                    # the completion
     draft: generator.Draft       # as read
     task: Task | None            # None where a part of it is missing
+    pass_rate: float | None = None    # p of Eq. 3; None where there is no task that fits
     reason: str | None = None    # why it was dropped
-
-    @property
-    def pass_rate(self):
-        """p of Eq. 3; None where there is no task, or it was not measured."""
-        return self.task and self.task.pass_rate
 
 
 def read(spec, text):
@@ -85,7 +81,7 @@ def train_generator(run, i):
         parts = [generator.reward(candidate.draft, difficulty(config, candidate.pass_rate),
                                   semantic, not config.no_grounding)
                  for candidate, semantic in zip(candidates, judge(run, candidates))]
-        run.learn(groups, parts, {"valid": mean(part["validity"] > 0.999 for part in parts)}
+        run.learn(groups, parts, {"valid": mean(part.get("validity", 0) > 0.999 for part in parts)}
                   | difficulty_metrics(candidates) | diversity_metrics(candidates))
     run.save()
 
@@ -95,8 +91,7 @@ def build_curriculum(run, i):
     the sound, fresh, solvable tasks become a curriculum."""
     config = run.config
     run.load(run.actor, run.generator_path(i))
-    run.load(run.frozen,
-             run.generator_path(i) if config.shared_weights else run.solver_path(i - 1))
+    run.load(run.frozen, run.generator_path(i) if config.shared_weights else run.solver_path(i - 1))
     specs = draw_specs(run, "pool", config.pool_size)
     texts = run.in_slices("pool", specs, 1, write)
     candidates = grade(run, sieve(run, list(map(read, specs, texts))))
@@ -111,8 +106,8 @@ def train_solver(run, i):
     config = run.config
     run.train_from(run.generator_path(i) if config.shared_weights else run.solver_path(i - 1))
     tasks = read_curriculum(run, i)
-    plan = curriculum.spread(len(tasks), config.solver_steps, config.solver_prompts)
-    for step in run.steps(config.solver_steps if tasks else 0):
+    plan = tasks and curriculum.spread(len(tasks), config.solver_steps, config.solver_prompts)
+    for step in run.steps(len(plan)):
         batch = [tasks[n] for n in plan[step]]
         groups = run.sample(run.actor, map(question, batch), config.group_size, "solver",
                             config.solver_temperature, config.max_completion)
@@ -162,10 +157,10 @@ def question(task):
 
 def probe(run, candidates):
     """Measure the pass rate of each task on K Solver samples (Eq. 3), where its prompt fits."""
-    tasks = [candidate.task for candidate in candidates
-             if candidate.task and run.fits(question(candidate.task))]
-    for task, p in zip(tasks, pass_rates(run, tasks, run.config.probes, "probe", 0)):
-        task.pass_rate = p
+    some = [c for c in candidates if c.task and run.fits(question(c.task))]
+    rates = pass_rates(run, [c.task for c in some], run.config.probes, "probe", 0)
+    for candidate, p in zip(some, rates):
+        candidate.pass_rate = p
 
 
 def pass_rates(run, tasks, samples, purpose, first):
@@ -199,7 +194,7 @@ def difficulty(config, p):
 
 
 def difficulty_metrics(candidates):
-    """Where the tasks of a step stand: a rate is None where there is no task."""
+    """Where the tasks of a step stand: a rate is None where no task fits."""
     rates = [candidate.pass_rate for candidate in candidates]
     return {"in_band": mean(p is not None and curriculum.in_band(p) for p in rates),
             "pass_rate": mean([p for p in rates if p is not None] or [0.0]), "pass_rates": rates}
@@ -223,7 +218,7 @@ def diversity_metrics(candidates):
 
 
 def write(run, specs, samples, purpose, first):
-    """One completion of the frozen Generator for each spec."""
+    """One completion of the trained Generator for each spec."""
     groups = run.sample(run.actor, map(generator.prompt, specs), samples, purpose,
                         run.config.probe_temperature, run.config.max_completion, first)
     return [rollout.text for rollout in flat(groups)]
@@ -263,10 +258,9 @@ def record_curriculum(run, candidates, chosen):
     them."""
     kept = set(map(id, chosen))
     run.write_rows("pool.jsonl", (
-        {"text": c.text, "spec": dataclasses.asdict(c.spec),
-         "task": c.task and dataclasses.asdict(c.task),
+        {"text": c.text, "spec": asdict(c.spec), "task": c.task and asdict(c.task),
          "reason": c.reason, "kept": id(c.task) in kept} for c in candidates))
-    run.write_rows("curriculum.jsonl", map(dataclasses.asdict, chosen))
+    run.write_rows("curriculum.jsonl", map(asdict, chosen))
     dropped = Counter(c.reason for c in candidates if c.reason)
     survivors = len(candidates) - dropped.total()
     run.log({"funnel": {"pool": len(candidates), **dropped, "survivors": survivors,
@@ -299,7 +293,7 @@ def write_examples(run, i):
     before = solve(run, tasks)
     run.load(run.frozen, run.solver_path(i))
     run.write_rows("examples.jsonl", (
-        {"bucket": task.bucket, "task": dataclasses.asdict(task), "before": old["answer"],
+        {"bucket": task.bucket, "task": asdict(task), "before": old["answer"],
          "after": new["answer"]} for task, old, new in zip(tasks, before, solve(run, tasks))))
 
 

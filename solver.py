@@ -19,9 +19,8 @@ answer []."""
 def prompt(question, tools):
     """Chat messages that ask for the calls which answer `question` with the menu `tools`."""
     menu = json.dumps(tools, ensure_ascii=False)
-    return [{"role": "system", "content": SYSTEM},
-            {"role": "user",
-             "content": f"{question}\n<available_tools>\n{menu}\n</available_tools>"}]
+    asked = f"{question}\n<available_tools>\n{menu}\n</available_tools>"
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked}]
 
 
 def read(text):
@@ -109,12 +108,10 @@ def accuracy_reward(calls, gold, strict_values=False):
     if predictions > MAX_ITEMS:
         return 0.0
     unused, total = list(calls.calls), 0.0
-    for gold_call in gold:
+    for gold_call in gold[:len(unused)]:
         scores = [call_similarity(call, gold_call, strict_values) for call in unused]
-        if scores:
-            best = max(range(len(scores)), key=scores.__getitem__)
-            total += scores[best]
-            unused.pop(best)
+        total += max(scores)
+        unused.pop(scores.index(max(scores)))
     return total / len(gold) / (1 + 0.25 * max(0, predictions - len(gold)))
 
 

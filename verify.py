@@ -187,7 +187,7 @@ def _beside(element, key):
 
 
 def unwrap(element):
-    """The object inside {"function": {...}}, or one with a name of its own as it is; else {}."""
+    """The object inside {"function": {...}}; any other as it is, and {} for what is none."""
     if not isinstance(element, dict):
         return {}
     named, inner = "name" in element or "tool_name" in element, element.get("function")
@@ -345,19 +345,16 @@ def menu_problem(tools):
     for tool in tools:
         name, parameters, place = tool["name"], tool["parameters"], f"tool {tool['name']!r}"
         choices = sum(len(choices_of(schema) or ()) for schema in parameters.values())
+        nested = [p for p, schema in parameters.items() if primitive_type(schema) is None]
+        undeclared = [p for p in tool["required"] if p not in parameters]
         for reason, wrong in (
                 ("too_many_tools", len(parameters) > MAX_ITEMS or choices > MAX_CHOICES),
                 ("tool_names_repeat", names[name] > 1),
                 ("tool_name_generic", name.lower() in GENERIC_NAMES),
-                ("tool_undescribed", len(tool["description"].strip()) < 5)):
+                ("tool_undescribed", len(tool["description"].strip()) < 5),
+                ("type_not_primitive", nested), ("required_undeclared", undeclared)):
             if wrong:
-                return reason, place
-        for parameter, schema in parameters.items():
-            if primitive_type(schema) is None:
-                return "type_not_primitive", f"{place}: parameter {parameter!r}"
-        for parameter in tool["required"]:
-            if parameter not in parameters:
-                return "required_undeclared", f"{place}: parameter {parameter!r}"
+                return reason, place if wrong is True else f"{place}: parameter {wrong[0]!r}"
     return None, None
 
 
@@ -493,8 +490,7 @@ def grounded(calls, question):
     >>> grounded([{"name": "f", "arguments": {"n": 5, "city": "Oslo"}}], "Five nights in OSLO!")
     True
     """
-    leaves = [[leaf for value in call["arguments"].values() for leaf in _leaves(value)]
-              for call in calls]
+    leaves = [_leaves(call["arguments"]) if call["arguments"] else [] for call in calls]
     values = [leaf for some in leaves for leaf in some]
     characters = sum(len(value) for value in values if isinstance(value, str))
     if (max([len(calls), *map(len, leaves)]) > MAX_ITEMS

@@ -101,7 +101,8 @@ class PlainEngine:
 
     def update(self, rate):
         self.gradient = {name: p.grad.clone() for name, p in self.model.named_parameters()}
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0,
+                                              error_if_nonfinite=True)
         self.adam.param_groups[0]["lr"] = rate
         self.adam.step()
         self.adam.zero_grad()

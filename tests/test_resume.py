@@ -124,6 +124,8 @@ def damage(path, name):
         file = path / "iter1/curriculum.jsonl"
         rows = file.read_text().splitlines(keepends=True)
         file.write_text("".join([rows[0], "?" + rows[1][1:], *rows[2:]]))
+    elif name == "lost":
+        (path / "state.json").unlink()
     elif name == "shortened":
         file = path / "iter1/curriculum.jsonl"
         file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
@@ -134,7 +136,8 @@ def damage(path, name):
 
 
 @pytest.mark.parametrize("name, says", [
-    ("state.json", "state.json is not JSON"), ("older", "is not what this version writes"),
+    ("state.json", "state.json is not JSON"), ("lost", "state.json is missing"),
+    ("older", "is not what this version writes"),
     ("edited", "is not what this version writes"),
     ("older settings", "config.json is not what this version writes"),
     ("shortened", "curriculum.jsonl has lost lines"), ("config.json", "config.json is not JSON"),

@@ -143,6 +143,16 @@ def test_training_order_reaches_the_last_tasks():
     assert plan[0] == [0, 5, 10, 15, 20, 25, 30, 35] and plan[-1][-1] == 1995
 
 
+@pytest.mark.parametrize("size, steps", [(128, 48), (29, 4), (100, 25), (9, 40)])
+def test_the_copies_of_a_task_fall_into_different_steps(size, steps):
+    plan = curriculum.spread(size, steps, 8)
+    assert all(len(set(step)) == 8 for step in plan)
+    counts = Counter(task for step in plan for task in step)
+    assert set(counts) == set(range(size)) and max(counts.values()) - min(counts.values()) <= 1
+    means = [sum(step) for step in plan]
+    assert all(a <= b + 8 for a, b in zip(means, means[1:]))      # easy to hard
+
+
 def test_a_users_menu_is_given_and_not_written():
     menu = generator.read(completion()).tools
     spec = generator.sample_spec(random.Random(0), {generator.OWN_DOMAIN: 1.0}, menu)

@@ -198,7 +198,7 @@ def test_a_dead_step_and_a_collapse_are_said_in_words():
                                          "reward_format": 0.0})
     assert "every group is dead" in found["dead"] and "1 of 2 groups have only" in found["dead"]
     assert "(coldstart.py)" in found["dead"]
-    assert "only 10 % of the 4 questions differ" in found["collapse"]
+    assert "only 10 % of the questions differ" in found["collapse"]
     assert runs.step_problems(rewards, {"dead_groups": 0.5, "distinct_questions": 0.5}) == {}
     own = runs.step_problems(rewards, {"dead_groups": 1.0})     # rewards of one's own: no format
     assert list(own) == ["dead"] and "coldstart" not in own["dead"]
