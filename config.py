@@ -127,7 +127,7 @@ TINY = dict(
     model="tiny", domains="tiny", generator_steps=16, solver_steps=10, generator_prompts=8,
     solver_prompts=8, group_size=8, pool_size=256, curriculum_size=128, max_prompt=1024,
     max_completion=320, max_verify=128, micro_tokens=8192, sample_rows=512,
-    generator_temperature=0.8,     # at 1 a fifth of its tasks has a fault, at 0.8 a tenth
+    generator_temperature=0.8,     # at 1 a quarter of its tasks has a fault, at 0.8 a seventh
     # The Generator has to change what it asks, which takes a higher rate.
     generator_learning_rate=1.5e-3, solver_learning_rate=8e-4,
     gradient_checkpointing=False)
