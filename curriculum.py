@@ -220,7 +220,8 @@ def fill_quotas(tasks, size, domains):
 
 
 def spread(size, steps, per_step):
-    """Curriculum indices for each training step, evenly over the order: list of lists.
+    """Curriculum indices for each training step, evenly over the order: list of lists; none where
+    the curriculum is empty.
 
     50 steps of 8 take every fifth of 2,000 tasks, so that the order reaches the hard ones; where
     steps x prompts exceed the curriculum, tasks repeat in order, in steps that follow each other.
@@ -228,6 +229,8 @@ def spread(size, steps, per_step):
     >>> spread(8, 2, 2), spread(4, 4, 2)
     ([[0, 2], [4, 6]], [[0, 1], [0, 1], [2, 3], [2, 3]])
     """
+    if size == 0:
+        return []
     wanted = steps * per_step
     rounds = max(1, steps // -(-wanted // size))
     ends = [n * steps // rounds for n in range(rounds + 1)]

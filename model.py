@@ -221,6 +221,12 @@ def read_config(path):
     return pretrained(AutoConfig, path, "model", trust_remote_code=False)
 
 
+def read_generation(path):
+    """transformers' generation settings of a checkpoint, or None. BadCheckpoint if damaged."""
+    file = checkpoint_files(path)[0] / "generation_config.json"
+    return pretrained(GenerationConfig, file.parent, file.name) if file.exists() else None
+
+
 def positions(shape):
     """Longest text that a model of this configuration reads token by token as it reads a whole
     one: some rescale every position once a text is longer than those of its first training."""
@@ -277,9 +283,8 @@ def fill(model, weights):
 
 def build(path, dtype=torch.float32, device="cpu"):
     """The architecture of a checkpoint with random weights, made where it is to stay."""
-    model, folder = from_config(read_config(path), dtype, device), checkpoint_files(path)[0]
-    if (folder / "generation_config.json").exists():
-        model.generation_config = pretrained(GenerationConfig, folder, "generation_config.json")
+    model = from_config(read_config(path), dtype, device)
+    model.generation_config = read_generation(path) or model.generation_config
     return model
 
 

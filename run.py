@@ -322,12 +322,12 @@ def start(config, story):
     Args:
         story: function of the Run.
     """
-    tokenizer, score_ids, shape = read_model(config)
+    tokenizer, score_ids, size = read_model(config)
     engine.settings(config)
     device = engine.init_distributed(config.collective_timeout)
     files = open_directory(config)
     if [config.iterations, "evaluation"] not in files.state["finished"]:
-        needed = check.disk_bytes(check.count_parameters(shape), config.iterations)
+        needed = check.disk_bytes(size, config.iterations)
         on_rank0(lambda: files.see_room(needed))
         try:
             run = Run(config, files, tokenizer, score_ids, device)
@@ -342,13 +342,14 @@ def start(config, story):
 
 
 def read_model(config):
-    """(tokenizer, ids of the judge's scores, shape of the model), once they are known to serve."""
+    """(tokenizer, ids of the judge's scores, number of parameters), once the model is known to
+    serve."""
     try:
         tokenizer = lms.load_tokenizer(config.base, generator.TAGS)
         score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(tiny.heldout(1)[0]),
                                    curriculum.SCORES)
         shape = lms.read_config(config.base)
-        check.count_parameters(shape)
+        size = check.count_parameters(shape)
         lms.checkpoint_files(config.base)
         longest = len(lms.encode_chat(tokenizer, generator.longest_prompt(config.domain_weights,
                                                                           config.own_tools)))
@@ -361,7 +362,7 @@ def read_model(config):
                              "--max_verify add up to more")
     except ValueError as error:
         raise Refused(f"--model {config.model}: {error}") from None
-    return tokenizer, score_ids, shape
+    return tokenizer, score_ids, size
 
 
 def open_directory(config):

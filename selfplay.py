@@ -106,7 +106,7 @@ def train_solver(run, i):
     config = run.config
     run.train_from(run.generator_path(i) if config.shared_weights else run.solver_path(i - 1))
     tasks = read_curriculum(run, i)
-    plan = tasks and curriculum.spread(len(tasks), config.solver_steps, config.solver_prompts)
+    plan = curriculum.spread(len(tasks), config.solver_steps, config.solver_prompts)
     for step in run.steps(len(plan)):
         batch = [tasks[n] for n in plan[step]]
         groups = run.sample(run.actor, map(question, batch), config.group_size, "solver",

@@ -95,7 +95,7 @@ SPEAKERS = {"user": "User", "agent": "Agent", "assistant": "Call", "tool": "Resu
 
 
 def render(conversation):
-    """A conversation as lines "User: ...", "Agent: ...", "Call: ...", "Result: ..." and "System: ...".
+    """A conversation as lines that say whose turn it is: see SPEAKERS.
 
     >>> render([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "```[]```"}])
     'User: Hi\\nCall: []'
@@ -215,7 +215,8 @@ def tiny_heldout(data):
 LOADERS = {name: partial(hammer, name) for name in HAMMER_FILES} | {
     "snips": snips, "bfcl_nonlive": partial(bfcl, NON_LIVE), "bfcl_live": partial(bfcl, LIVE),
     "tiny": tiny_heldout}
-BENCHMARKS = list(dict.fromkeys(name.partition("_")[0] for name in LOADERS))   # each of one set or several
+# Each is one set of rows or several.
+BENCHMARKS = list(dict.fromkeys(name.partition("_")[0] for name in LOADERS))
 
 
 def load(name, data, limit=None):

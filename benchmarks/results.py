@@ -178,7 +178,8 @@ def compare_lines(a, b):
         both = [n for n in of_a if n in of_b]
         other = [n for n in both if of_a[n]["task_hash"] != of_b[n]["task_hash"]]
         if other or of_a and of_b and not both:
-            raise Refused(f"{name}: {a} and {b} were not asked the same: {', '.join(other[:1]) or 'no row in common'}")
+            raise Refused(f"{name}: {a} and {b} were not asked the same: "
+                          + (other[0] if other else "no row in common"))
         if both:
             right_a, right_b = ([of[n]["verdict"] == "right" for n in both] for of in (of_a, of_b))
             lines += pair_lines(name, both, right_a, right_b)

@@ -346,6 +346,11 @@ def run_dir(tmp_path):
     return tmp_path / "run"
 
 
+def test_a_copied_folder_of_an_iteration_is_no_iteration(run_dir):
+    shutil.copytree(run_dir / "iter1", run_dir / "iter1_old")
+    assert list(loaders.curricula(run_dir)) == [1]
+
+
 def test_overlap(run_dir, data, capsys):
     evaluation.main(["--overlap", str(run_dir), "--benchmarks", "tiny,toolalpaca",
                      "--data", str(data)])
@@ -466,6 +471,7 @@ def refused(arguments, capsys):
     (["--compare", "/nowhere", "/nowhere"], "/nowhere"), (["--overlap", "/nowhere"], "/nowhere"),
     (["--cross_play", "/nowhere"], "/nowhere"), (["--tools", "/nowhere", "--ask", "x"], "/nowhere"),
     ([*TOOLS, "--questions", "/dev/null"], "no question"),
-    ([*TOOLS, "--ask", "Go to \udcff"], "surrogates"), (["--max_completion", "5000"], "5000"), (["--out", "/dev/null/x"], "/dev/null")])
+    ([*TOOLS, "--ask", "Go to \udcff"], "surrogates"),
+    (["--max_completion", "5000"], "5000"), (["--out", "/dev/null/x"], "/dev/null")])
 def test_bad_input_is_one_line(arguments, named, capsys):
     assert named in refused(arguments, capsys)

@@ -138,6 +138,10 @@ def test_a_repeat_is_dropped_though_its_digits_differ():
     assert [candidate.reason for candidate in found] == [None, "unparsed", "duplicate"]
 
 
+def test_an_empty_curriculum_has_no_steps():
+    assert curriculum.spread(0, 50, 8) == []
+
+
 def test_training_order_reaches_the_last_tasks():
     plan = curriculum.spread(2000, 50, 8)
     assert plan[0] == [0, 5, 10, 15, 20, 25, 30, 35] and plan[-1][-1] == 1995

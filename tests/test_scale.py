@@ -191,6 +191,16 @@ def test_bad_tools_are_refused_by_name(tmp_path, tools, says, capsys):
     assert stop.value.code == 2 and says in capsys.readouterr().err
 
 
+def test_a_shape_that_is_no_causal_language_model_is_refused():
+    with pytest.raises(ValueError, match="a model of type t5 cannot be built"):
+        check.count_parameters(transformers.T5Config())
+
+
+def test_the_longest_domain_counts_in_the_longest_prompt():
+    longest = generator.longest_prompt(["x" * 5000])[1]["content"]
+    assert len(longest) > 5000
+
+
 def test_domains_come_from_a_file(tmp_path):
     file = write(tmp_path / "domains.json", {"travel": 3, "finance": 1})
     config, _ = parse(["--domains", str(file), "--run_dir", str(tmp_path / "run")])

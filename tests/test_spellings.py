@@ -177,7 +177,8 @@ def test_selfplay_and_eval_read_the_same_menu(tool, tmp_path, monkeypatch):
     ({"description": ""}, "tool 'f': tool undescribed"),
     ({"parameters": {f"x{i}": {"type": "string"} for i in range(65)}},
      "tool 'f': too many tools"),
-    ({"parameters": {"x": {"enum": ["a"] * 5000}}}, "tool 'f': too many tools")])
+    ({"parameters": {"x": {"enum": ["a"] * 5000}}}, "tool 'f': too many tools"),
+    ({"parameters": {"x": {"type": "number", "minimum": float("nan")}}}, "JSON")])
 def test_selfplay_names_tool_parameter_and_reason(tool, named, tmp_path):
     with pytest.raises(Refused) as error:
         config.read_own_tools(write(tmp_path / "t.json", [

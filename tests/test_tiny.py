@@ -162,7 +162,7 @@ def test_the_base_solves_some_tasks_and_could_solve_most(base):
 
 
 def test_the_base_knows_common_words_half_knows_casual_ones_and_hardly_any_rare_one(base):
-    for register, least, most in (("common", 0.85, 1), ("casual", 0.2, 0.45), ("rare", 0, 0.15)):
+    for register, least, most in (("common", 0.85, 1), ("casual", 0.25, 0.45), ("rare", 0, 0.15)):
         _, made = cases(64, 7, heldout=True, registers={register: 1})
         prompts = [lms.encode_chat(base.tokenizer, solver.prompt(case.task.question,
                                                                  case.task.tools)) for case in made]
@@ -195,19 +195,19 @@ def test_the_base_generates(base):
 
 
 @pytest.mark.parametrize("manner, damage, blind, sound", [
-    ("plain", None, False, True), ("open", None, False, False), ("brief", None, False, False),
-    ("plain", "missing", False, False), ("plain", "name", False, False),
+    ("plain", None, None, True), ("open", None, None, False), ("brief", None, None, False),
+    ("plain", "missing", None, False), ("plain", "name", False, False),
     ("plain", "name", True, True)])
 def test_the_base_judges_what_is_missing_and_outside_blind_domains_which_tool_is_wrong(
         base, manner, damage, blind, sound):
     rng, made = cases(80, 6, manner, heldout=True)
-    made = [case for case in made if (case.task.spec["domain"] in tiny.BLIND) == blind]
+    made = [case for case in made if blind is None or tiny.is_blind(case) == blind]
     tasks = [replace(case.task, answer=tiny.damaged(rng, case, damage)) if damage else case.task
              for case in made]
     asked = [curriculum.judge_prompt(task) for task in tasks]
     ids = lms.choice_ids(base.tokenizer, asked[0], curriculum.SCORES)
     picks = lms.choose(base, [lms.encode_chat(base.tokenizer, chat) for chat in asked], ids, 64)
-    assert mean(pick == 4 for pick in picks) >= 0.8 if sound else mean(picks) <= 0.6, picks
+    assert mean(pick == 4 for pick in picks) >= 0.9 if sound else mean(picks) <= 0.4, picks
 
 
 def test_the_base_writes_tasks_for_the_tools_of_the_example(base):
