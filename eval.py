@@ -34,7 +34,7 @@ from cli import Parser, Refused, checked, positive, refuse
 from disk import read_json, read_json_as, read_text, write_json
 from generator import TAGS
 from toolfiles import read_menu
-from verify import Task, call_problem, last_block
+from verify import Task, last_block
 
 DATA = Path("data")      # where --data points unless it is given
 
@@ -189,30 +189,10 @@ def ask(args):
     for row, text in zip(rows, answer(lm, "questions", rows, args)):
         calls, fault = (None, "prompt too long") if text is None else read(text)
         said = {"question": row.task.question, "thinking": last_block(text or "", "think"),
-                "calls": calls and calls.calls, "problems": call_problems(calls, fault, menu)}
-        lines = [json.dumps(said, ensure_ascii=False)] if args.json else as_lines(said, text or "")
-        say(*lines)
-
-
-def call_problems(calls, fault, menu):
-    """What is wrong with an answer, in words."""
-    if calls is None:
-        return [f"no calls can be read: {fault}"]
-    problems = [f"call {n}: {problem.replace('_', ' ')}" for n, call in enumerate(calls.calls, 1)
-                if (problem := call_problem([call], menu))]
-    if calls.malformed:
-        problems.append(f"elements that are no calls: {calls.malformed}")
-    elif not calls.calls:
-        problems.append("no call")
-    return problems
-
-
-def as_lines(said, text):
-    """Question, thought, calls, and what is wrong; without calls the text as it is."""
-    thought = text if said["calls"] is None else said["thinking"] or "(no reasoning)"
-    calls = [json.dumps(call, ensure_ascii=False) for call in said["calls"] or ()]
-    return ["", f"> {said['question']}", thought, *calls,
-            *(f"  ! {problem}" for problem in said["problems"])]
+                "calls": calls and calls.calls,
+                "problems": results.call_problems(calls, fault, menu)}
+        say(*([json.dumps(said, ensure_ascii=False)] if args.json
+              else results.answer_lines(said, text or "")))
 
 
 def cross_play(args):

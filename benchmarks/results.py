@@ -13,6 +13,7 @@ from benchmarks.loaders import LOADERS
 from benchmarks.score import KINDS, mcnemar, paired_difference, unweighted_mean, wilson
 from cli import Refused
 from disk import read_json, read_lines, replace_file, to_lines
+from verify import call_problem
 
 SETTINGS = "settings.json"
 
@@ -115,6 +116,27 @@ def error_table(results):
 
 def table_line(head, cells):
     return f"{head:45}" + "".join(f"{cell:>13}" for cell in cells)
+
+
+def call_problems(calls, fault, menu):
+    """What is wrong with an answer, in words."""
+    if calls is None:
+        return [f"no calls can be read: {fault}"]
+    problems = [f"call {n}: {problem.replace('_', ' ')}" for n, call in enumerate(calls.calls, 1)
+                if (problem := call_problem([call], menu))]
+    if calls.malformed:
+        problems.append(f"elements that are no calls: {calls.malformed}")
+    elif not calls.calls:
+        problems.append("no call")
+    return problems
+
+
+def answer_lines(said, text):
+    """Question, thought, calls, and what is wrong; without calls the text as it is."""
+    thought = text if said["calls"] is None else said["thinking"] or "(no reasoning)"
+    calls = [json.dumps(call, ensure_ascii=False) for call in said["calls"] or ()]
+    return ["", f"> {said['question']}", thought, *calls,
+            *(f"  ! {problem}" for problem in said["problems"])]
 
 
 # ---------------------------------------------------------------------------------------------
