@@ -27,7 +27,7 @@ from deepspeed.utils import (safe_get_full_fp32_param, safe_get_local_fp32_param
 import serving
 from cli import Refused
 from disk import read_json_as
-from model import matched, rank_and_world, token_logprobs
+from model import matched, one_line, rank_and_world, token_logprobs
 
 logging.disable(logging.NOTSET)
 
@@ -108,7 +108,16 @@ def settings(config):
     }
     if not config.deepspeed:
         return ours
-    return read_json_as(config.deepspeed, lambda user: laid_over(ours, user))
+    return read_json_as(config.deepspeed, lambda user: understood(laid_over(ours, user)))
+
+
+def understood(settings):
+    """The settings, if DeepSpeed takes them. ValueError says in one line what is of a wrong type."""
+    try:
+        deepspeed.DeepSpeedConfig(settings)
+    except Exception as error:      # pydantic's, or whatever a wrong type leads to
+        raise ValueError(one_line(error)) from None
+    return settings
 
 
 # What the user may set besides: where the engine keeps things, how it moves them, what it reports.

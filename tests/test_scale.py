@@ -50,6 +50,16 @@ def test_settings_that_would_change_the_step_are_refused_by_name(tmp_path, setti
         engine.settings(Config(deepspeed=str(write(tmp_path / "ds.json", settings))))
 
 
+@pytest.mark.parametrize("settings, named", [
+    ({"zero_optimization": {"sub_group_size": "big"}}, "sub_group_size"),
+    ({"zero_optimization": {"offload_param": {"pin_memory": "x"}}}, "offload_param.pin_memory"),
+    ({"tensorboard": {"enabled": "perhaps"}}, "tensorboard.enabled")])
+def test_settings_of_a_wrong_type_are_refused_in_one_line(tmp_path, settings, named):
+    with pytest.raises(Refused, match=rf"ds\.json: .*{re.escape(named)}") as refused:
+        engine.settings(Config(deepspeed=str(write(tmp_path / "ds.json", settings))))
+    assert "\n" not in str(refused.value)
+
+
 def test_settings_are_merged_under_ours(tmp_path):
     file = write(tmp_path / "ds.json", {
         "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}})
