@@ -6,7 +6,8 @@ import sys
 import pytest
 
 import tiny
-from conftest import call
+import verify
+from conftest import call, lines
 
 BENCH = tiny.PATH.parent / "bench"
 
@@ -118,3 +119,16 @@ def test_log_probs_need_a_fraction_of_the_memory_and_have_the_plain_gradient(tmp
     result = run("logprobs.py", tmp_path, "--tokens", "2048", "--hidden", "128", "--device", "cpu")
     assert result["others"]["plain"]["ratio"] > 4
     assert result["settings"]["gradient_gap"] < 1e-5
+
+
+def test_an_oracle_writes_the_pool_in_place_of_the_generator(tmp_path):
+    call(sys.executable, BENCH / "oracle.py", "--freeze_generator", "--iterations", 1,
+         "--pool_size", 24, "--curriculum_size", 4, "--solver_steps", 1, "--heldout_tasks", 2,
+         "--no_cross_verification", "--run_dir", tmp_path, fresh=True)
+    rows = lines(tmp_path / "iter1/pool.jsonl")
+    tasks = [row["task"] for row in rows if row["reason"] is None]
+    assert len(rows) == 24 and len(tasks) > 12
+    for task in tasks:
+        assert verify.call_problem(task["answer"], task["tools"]) is None, task
+        assert len(task["answer"]) == task["spec"]["calls"]
+    assert (tmp_path / "iter1/solver/model.safetensors").exists()
