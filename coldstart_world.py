@@ -22,6 +22,7 @@ RECORD = "coldstart.json"      # beside the weights: the settings that made them
 ROLES = {"solver": 0.7, "generator": 0.2, "judge": 0.1}     # shares of the examples
 GIVEN_MENU = 0.15         # of the Generator's examples: the prompt brings the tools
 NO_TOOL_FITS = 0.08       # of the Solver's examples
+MENU_SIZES = (1, 2, 2, 3, 3, 4, 4, 5, 8)      # of the Solver's and the judge's
 SOUND = 0.5               # of the judge's examples
 
 # ---------------------------------------------------------------------------------------------
@@ -575,7 +576,7 @@ def example(rng, ease=0.0):
     """
     spec, role = generator.sample_spec(rng), rng.choices(list(ROLES), weights=ROLES.values())[0]
     if role != "generator":
-        spec = replace(spec, tools=max(spec.calls, rng.choice((1, 2, 2, 3, 3, 4, 4, 5, 8))))
+        spec = replace(spec, tools=max(spec.calls, rng.choice(MENU_SIZES)))
     if rng.random() < ease:
         spec = generator.Spec(spec.domain, "single_turn", rng.randint(2, 3), 1)
     if role == "solver" and rng.random() < NO_TOOL_FITS:

@@ -7,6 +7,7 @@ import pytest
 
 import tiny
 import verify
+from config import DOMAIN_SETS
 from conftest import call, lines
 
 BENCH = tiny.PATH.parent / "bench"
@@ -122,12 +123,14 @@ def test_log_probs_need_a_fraction_of_the_memory_and_have_the_plain_gradient(tmp
 
 
 def test_an_oracle_writes_the_pool_in_place_of_the_generator(tmp_path):
-    call(sys.executable, BENCH / "oracle.py", "--freeze_generator", "--iterations", 1,
+    call(sys.executable, BENCH / "oracle.py", "--iterations", 1,
          "--pool_size", 24, "--curriculum_size", 4, "--solver_steps", 1, "--heldout_tasks", 2,
          "--no_cross_verification", "--run_dir", tmp_path, fresh=True)
     rows = lines(tmp_path / "iter1/pool.jsonl")
     tasks = [row["task"] for row in rows if row["reason"] is None]
     assert len(rows) == 24 and len(tasks) > 12
+    # The embedded Generator, had it written them, knows its own domains alone.
+    assert {task["spec"]["domain"] for task in tasks} - set(DOMAIN_SETS["tiny"])
     for task in tasks:
         assert verify.call_problem(task["answer"], task["tools"]) is None, task
         assert len(task["answer"]) == task["spec"]["calls"]
