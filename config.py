@@ -223,9 +223,9 @@ def directory_problem(config):
         return None
     before, now = read_json(file, MEND), record(config)
     try:
-        flags, contents, iterations = (before["config"], before["files"],
-                                       before["config"]["iterations"])
-    except (KeyError, TypeError):
+        flags, contents = dict(before["config"]), dict(before["files"])
+        iterations = int(flags["iterations"])
+    except (KeyError, TypeError, ValueError):
         return f"{file} is not what this version writes{MEND}"
     differing = [f"--{name} was {flags.get(name)!r} and is {value!r}"
                  for name, value in now["config"].items()

@@ -9,7 +9,8 @@ To use it elsewhere copy verify.py too.
 """
 import json
 
-from verify import MAX_DEPTH, SCHEMA_KEYS, choices_of, read_tool, schema_of, unwrap, without
+from verify import (MAX_BRACKETS, MAX_DEPTH, SCHEMA_KEYS, choices_of, read_tool, schema_of, unwrap,
+                    without)
 
 # ---------------------------------------------------------------------------------------------
 # A menu
@@ -104,15 +105,22 @@ def follow(schema, root):
     raise ValueError("refers to itself")
 
 
-def put_in_place(schema, root, depth=0):
-    """The schema with every local reference in it replaced by what it points to: see `follow`."""
-    if depth > 4 * MAX_DEPTH:
-        raise ValueError("refers to itself, or is nested too deeply")
-    if isinstance(schema, list):
-        return [put_in_place(part, root, depth + 1) for part in schema]
-    if not isinstance(schema, dict):
+def put_in_place(schema, root, depth=0, left=None):
+    """The schema with every local reference in it replaced by what it points to: see `follow`.
+
+    Args:
+        left: of MAX_BRACKETS; each list and dict takes one, since few references can stand for
+            many.
+    """
+    if not isinstance(schema, (list, dict)):
         return schema
-    return {key: put_in_place(part, root, depth + 1) for key, part in follow(schema, root).items()}
+    left = left or iter(range(MAX_BRACKETS))
+    if depth > 4 * MAX_DEPTH or next(left, None) is None:
+        raise ValueError("refers to itself, is nested too deeply, or has too many parts")
+    if isinstance(schema, list):
+        return [put_in_place(part, root, depth + 1, left) for part in schema]
+    return {key: put_in_place(part, root, depth + 1, left)
+            for key, part in follow(schema, root).items()}
 
 
 def flat_schema(schema):

@@ -194,7 +194,8 @@ class PlainEngine:
         loss.backward()
 
     def update(self, rate):
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0,
+                                              error_if_nonfinite=True)
         self.adam.param_groups[0]["lr"] = rate
         self.adam.step()
         self.adam.zero_grad()

@@ -112,11 +112,13 @@ def test_resume_redoes_only_what_is_unfinished(stopped, small_run):
 
 def damage(path, name):
     """Cut a file off, or change it so that it still is JSON."""
-    if name in ("older", "edited", "older settings"):
-        file = path / ("config.json" if name == "older settings" else "state.json")
+    if name in ("older", "edited", "older settings", "edited settings"):
+        file = path / ("config.json" if "settings" in name else "state.json")
         content = json.loads(file.read_text())
         if name == "edited":
             content["finished"] = None
+        elif name == "edited settings":
+            content["files"] = []
         else:
             del content["files" if name == "older settings" else "phase_sizes"]
         file.write_text(json.dumps(content))
@@ -140,6 +142,7 @@ def damage(path, name):
     ("older", "is not what this version writes"),
     ("edited", "is not what this version writes"),
     ("older settings", "config.json is not what this version writes"),
+    ("edited settings", "the file of --domains has changed"),
     ("shortened", "curriculum.jsonl has lost lines"), ("config.json", "config.json is not JSON"),
     ("metrics.jsonl", "metrics.jsonl has lost lines"),
     ("iter1/curriculum.jsonl", "curriculum.jsonl has lost lines"), ("garbled", "in line 2"),

@@ -134,6 +134,14 @@ def test_a_reference_that_leads_nowhere_is_refused_by_tool_and_parameter(referen
         menu_of({"$ref": reference}, **{"$defs": {"Node": NODE, "Loop": {"$ref": "#/$defs/Loop"}}})
 
 
+def test_references_that_multiply_are_refused_at_once():
+    """Twenty definitions of two references each stand for a million schemas."""
+    twice = {f"D{n}": {"properties": {side: {"$ref": f"#/$defs/D{n + 1}"} for side in "ab"}}
+             for n in range(20)}
+    with pytest.raises(ValueError, match="parameter 'x' .*too many parts"):
+        menu_of({"$ref": "#/$defs/D0"}, **{"$defs": twice | {"D20": {"type": "string"}}})
+
+
 def test_a_parameter_may_be_called_like_a_word_of_the_schema():
     words = ("type", "enum", "const", "default", "nullable", "anyOf", "$ref", "properties", "items",
              "required")
