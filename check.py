@@ -23,13 +23,38 @@ from transformers import GenerationConfig
 import curriculum
 import engine
 import generator
-import grpo
 import model as lms
+import solver
 import tiny
 from cli import Refused
 
 GIB = 2**30
 LIVE_PARAMETERS = 10**9      # DeepSpeed's own stage3_max_live_parameters: gathered at a time
+
+
+def read_model(config):
+    """(tokenizer, ids of the judge's scores, transformers configuration) of the model, once it is
+    known to serve. Refused says why it does not."""
+    try:
+        tokenizer = lms.load_tokenizer(config.base, generator.TAGS)
+        heldout = tiny.heldout(config.heldout_tasks) + tiny.heldout(config.heldout_tasks, fits=False)
+        score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(heldout[0]),
+                                   curriculum.SCORES)
+        shape = lms.read_config(config.base)
+        count_parameters(shape)
+        chats = [generator.longest_prompt(config.domain_weights, config.own_tools),
+                 *(solver.prompt(task.question, task.tools) for task in heldout)]
+        longest = max(len(lms.encode_chat(tokenizer, chat)) for chat in chats)
+        if longest > config.max_prompt:
+            raise ValueError(f"--max_prompt is {config.max_prompt}, and the longest prompt, the "
+                             f"Generator's or that of a held-out task, takes {longest} tokens")
+        room = lms.positions(shape)
+        if config.max_prompt + max(config.max_completion, config.max_verify) > room:
+            raise ValueError(f"it has {room} positions, and --max_prompt and --max_completion or "
+                             "--max_verify add up to more")
+    except ValueError as error:
+        raise Refused(f"--model {config.model}: {error}") from None
+    return tokenizer, score_ids, shape
 
 
 def count_parameters(shape):
@@ -84,13 +109,12 @@ def disk_bytes(parameters, iterations):
 
 def report(config):
     """Print what the run needs and what there is."""
+    tokenizer, score_ids, shape = read_model(config)
     try:
-        tokenizer = lms.load_tokenizer(config.base, generator.TAGS)
-        shape = lms.read_config(config.base)
-        N = count_parameters(shape)
-        about = model_lines(config, shape, tokenizer)
+        about = model_lines(config, shape, tokenizer, score_ids)
     except ValueError as error:
         raise Refused(f"--model {config.model}: {error}") from None
+    N = count_parameters(shape)
     worlds = sorted({1, 2, 4, 8, int(os.environ.get("WORLD_SIZE", 1))})
     columns = [forecast(shape, config, world) for world in worlds]
     print(f"{config.model}: {N:,} parameters in {config.dtype}\n")
@@ -109,10 +133,13 @@ def report(config):
         print(f"{f'GPU {n}':18}{free / GIB:9.2f} of {total / GIB:.1f} GiB free")
     if not torch.cuda.is_available():
         print(f"{'GPU':18}none: everything above lies in host memory, on every rank")
+    if any("offload" in key for key in engine.settings(config)["zero_optimization"]):
+        print(f"{'offloading':18}is not reckoned with: what it moves to host memory counts above as "
+              "the GPU's")
     print(*about, sep="\n")
 
 
-def model_lines(config, shape, tokenizer):
+def model_lines(config, shape, tokenizer, score_ids):
     """What is read from the model's files, and what is ignored, as lines."""
     generation = lms.read_generation(config.base) or GenerationConfig()
     eos = lms.eos_ids(SimpleNamespace(config=shape, generation_config=generation), tokenizer)
@@ -121,7 +148,6 @@ def model_lines(config, shape, tokenizer):
     messages = curriculum.judge_prompt(tiny.heldout(1)[0])
     text = lms.chat_text(tokenizer, messages)
     back = tokenizer.decode(lms.encode_chat(tokenizer, messages))
-    digits = lms.choice_ids(tokenizer, messages, curriculum.SCORES)
     small = copy.deepcopy(shape)
     small.num_hidden_layers = 2
     if getattr(small, "layer_types", None):
@@ -140,17 +166,15 @@ def model_lines(config, shape, tokenizer):
             f"training, {config.solver_temperature:g} for a Solver, {config.probe_temperature} for "
             "probes and pool, greedy in evaluation; top-p 1, no top-k; ignored of the model's own "
             f"settings: {ignored or 'nothing'}",
-            f"{'judge':18}the scores 1 to 5 are the tokens {', '.join(map(str, digits))}"]
+            f"{'judge':18}the scores 1 to 5 are the tokens {', '.join(map(str, score_ids))}"]
 
 
 # ---------------------------------------------------------------------------------------------
 # Invariants of a training step
 
 
-def check_step(config, groups, reward_PG, eos, metrics):
-    """AssertionError unless a step's samples, advantages and log-probs are what GRPO assumes."""
-    sums = grpo.group_advantages(reward_PG).sum(1).abs()
-    assert sums.max() < 1e-3, f"the advantages of a group sum to {sums.max():.5f}, not to 0"
+def check_step(config, groups, eos, metrics):
+    """AssertionError unless a step's samples and log-probs are what GRPO assumes."""
     for rollout in (rollout for group in groups for rollout in group):
         ends = [n for n, token in enumerate(rollout.ids) if token in eos]
         if rollout.finished:
@@ -162,5 +186,3 @@ def check_step(config, groups, reward_PG, eos, metrics):
     limit = 1e-4 if config.dtype == "fp32" else 0.02
     assert metrics["sampler_gap"] < limit, (
         f"sampler and trainer differ by {metrics['sampler_gap']:.4f} nats")
-    if config.inner_updates == 1:
-        assert metrics["clip_share"] == 0, "a ratio is not 1 with one inner update"

@@ -82,7 +82,7 @@ class Trainer:
         loss = -(1 / assistant's tokens in the step) sum log p(token)
 
         Returns:
-            (loss, tokens read), the same on every rank. Refused if the loss is not finite.
+            (loss, tokens read), the same on every rank. Refused if loss or gradient is not finite.
         """
         groups = [[row] for row in sorted(encode(self.lm, examples), key=length)]
         assistant_tokens = sum(len(row.ids) for row, in groups)
@@ -99,10 +99,10 @@ class Trainer:
         if world > 1:
             for tensor in (loss, *(master.grad for master in self.masters.values())):
                 dist.all_reduce(tensor)
-        if not math.isfinite(loss):
-            raise Refused(f"the loss is {loss.item()} at step {self.step + 1}: give a lower "
-                          "--learning_rate")
-        clip_grad_norm_(self.masters.values(), MOST_GRADIENT)
+        norm = clip_grad_norm_(self.masters.values(), MOST_GRADIENT)
+        if not math.isfinite(loss + norm):
+            raise Refused(f"the loss is {loss.item()} at step {self.step + 1}, the norm of its "
+                          f"gradient {norm.item()}: give a lower --learning_rate")
         self.optimizer.param_groups[0]["lr"] = self.learning_rate * schedule(self.step, self.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
@@ -117,10 +117,14 @@ class Trainer:
             param.copy_(master)
 
     def save(self, path, settings):
-        """Write all that the next step depends on, replacing the file as a whole."""
+        """Write all that the next step depends on, replacing the file as a whole. OSError if the
+        disk does not take it."""
         part = path.with_suffix(".part")
-        torch.save({"settings": settings, "losses": self.losses, "masters": self.masters,
-                    "optimizer": self.optimizer.state_dict()}, part)
+        try:
+            torch.save({"settings": settings, "losses": self.losses, "masters": self.masters,
+                        "optimizer": self.optimizer.state_dict()}, part)
+        except RuntimeError as error:
+            raise OSError(f"{path} cannot be written: {lms.one_line(error)}") from None
         os.replace(part, path)
 
     @torch.no_grad()
@@ -219,14 +223,14 @@ def run(args):
 
     def save():
         if first and (trainer.step % args.save_every == 0 or trainer.step == args.steps):
-            trainer.save(state, settings)
+            checked(trainer.save, state, settings)
 
     train(trainer, lambda step: coldstart_world.examples(args.seed, step, args.steps, args.batch),
           save)
     if first:
-        write_json(args.out / coldstart_world.RECORD,
-                   {"settings": settings, "losses": trainer.losses})
-        serving.write_checkpoint(args.out, lm, trainer.masters)
+        checked(write_json, args.out / coldstart_world.RECORD,
+                {"settings": settings, "losses": trainer.losses})
+        checked(serving.write_checkpoint, args.out, lm, trainer.masters)
         state.unlink(missing_ok=True)
         print(f"wrote {args.out}")
     lms.leave_group()
@@ -252,4 +256,5 @@ if __name__ == "__main__":
     try:
         main()
     except Refused as problem:
+        lms.leave_group()
         refuse(problem)

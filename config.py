@@ -59,8 +59,7 @@ class Config:
     micro_tokens: int = 16_384           # us: tokens per forward pass on a rank, prompts once
     sample_rows: int = 64                # us: samples decoded together on a rank
     gradient_checkpointing: bool = True  # us: trades a second forward pass for memory
-    heldout_tasks: int = 500             # us: tasks of tiny.py, solved greedily after an iteration,
-                                         #     and 2/5 as many that no tool answers
+    heldout_tasks: int = 500             # us: of tiny.py, solved greedily; 2/5 as many fit no tool
     save_every: int = 10                 # us: training steps between two resumable states
     collective_timeout: int = 30         # us: minutes that a rank waits for the others
     deepspeed: str = ""                  # us: a JSON file laid over our DeepSpeed settings
@@ -74,8 +73,7 @@ class Config:
     no_cross_verification: bool = False  # us, ablation: tasks are kept however the Solver answers
     order: str = "easy_first"            # P; "shuffled" is an ablation
     strict_values: bool = False          # us, ablation: r_acc shares over all of gold's arguments
-    obey_spec: bool = False              # us: a pool keeps only the numbers of tools and calls
-                                         #     that were asked for
+    obey_spec: bool = False              # us: drop tasks with other numbers of tools or calls
     decline: float = 0.0                 # us: share of tasks where no tool fits and [] is right
 
     @property
@@ -152,8 +150,9 @@ PRESETS = {
 # Flags that name a file, and the property that is its content.
 FILES = {"domains": "domain_weights", "tools": "own_tools", "deepspeed": "own_deepspeed"}
 CHOICES = {"dtype": ("bf16", "fp32"), "order": curriculum.ORDERS, "band": curriculum.BANDS}
-# What may differ when a run is resumed.
-CHANGEABLE = {"run_dir", "iterations", "save_every", "collective_timeout", "assert_invariants"}
+# What may differ when a run is resumed. The last two may move results, by rounding.
+CHANGEABLE = {"run_dir", "iterations", "save_every", "collective_timeout", "assert_invariants",
+              "micro_tokens", "sample_rows"}
 
 # ---------------------------------------------------------------------------------------------
 # Command line

@@ -6,8 +6,10 @@
     slices/<iteration>-<purpose>.jsonl         what there is of an unfinished pool
     iter<i>/...                                checkpoints, pool, curriculum, answers
     lock                                       held by rank 0 while the run lives
+    stop                                       there from a stop of the run to its next start
+    failure-rank<n>.json                       samples whose numbers are not finite
 
-Rank 0 writes all but the states, and all ranks read: the directory must be on a file system that
+Each rank writes its states, `stop` and failures, rank 0 all else, and all ranks read: the directory must be on a file system that
 all machines share.
 Nothing here knows about models.
 """

@@ -191,18 +191,22 @@ def _not_found(what, path, error):
     return f"no {what} to be read at '{path}': {one_line(error)}"
 
 
-def checkpoint_files(path):
-    """Directory of a checkpoint and its safetensors files, from a directory or a hub name.
+def folder_of(path, *patterns):
+    """Directory of a checkpoint, from a directory or a hub name, of which the files of these
+    patterns are fetched. BadCheckpoint where there is none."""
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=patterns,
+                                      local_files_only=not on_hub(str(path))))
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(_not_found("model", path, error)) from None
 
-    BadCheckpoint where there are none.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"],
-                                            local_files_only=not on_hub(str(path))))
-        except (OSError, ValueError) as error:
-            raise BadCheckpoint(_not_found("model", path, error)) from None
+
+def checkpoint_files(path):
+    """The safetensors files of a checkpoint, from a directory or a hub name. BadCheckpoint where
+    there are none."""
+    folder = folder_of(path, "*.json", "*.safetensors")
     index, files = folder / "model.safetensors.index.json", [folder / "model.safetensors"]
     if index.exists():
         try:
@@ -213,7 +217,7 @@ def checkpoint_files(path):
     for file in files:
         if not file.exists():
             raise BadCheckpoint(f"{file} is missing; weights are read from safetensors files only")
-    return folder, files
+    return files
 
 
 def read_config(path):
@@ -223,7 +227,7 @@ def read_config(path):
 
 def read_generation(path):
     """transformers' generation settings of a checkpoint, or None. BadCheckpoint if damaged."""
-    file = checkpoint_files(path)[0] / "generation_config.json"
+    file = folder_of(path, "*.json") / "generation_config.json"
     return pretrained(GenerationConfig, file.parent, file.name) if file.exists() else None
 
 
@@ -243,7 +247,7 @@ def read_weights(path):
 
     The files are mapped, not read: all ranks of a machine share one copy in the page cache.
     """
-    for file in checkpoint_files(path)[1]:
+    for file in checkpoint_files(path):
         try:
             with safe_open(file, "pt") as tensors:
                 for name in tensors.keys():
@@ -587,11 +591,14 @@ class GroupCache:
 
     def repack(self, stay_B, more):
         """Drop rows, and the prompts that no row needs any more; make room for `more` positions."""
-        # Zeros, not empty: a masked position has weight 0, and 0 x NaN would be NaN.
-        self.own = [tuple(F.pad(kv[stay_B], (0, 0, 0, more)) for kv in layer) for layer in self.own]
+        # Zeros, not empty: a masked position has weight 0, and 0 x NaN would be NaN. Layer by layer,
+        # or there would be two of all.
+        for n, layer in enumerate(self.own):
+            self.own[n] = tuple(F.pad(kv[stay_B], (0, 0, 0, more)) for kv in layer)
         needed, self.group_B = self.group_B[stay_B].unique(return_inverse=True)
         if len(needed) < len(self.length_P):
-            self.prompts = [tuple(kv[needed] for kv in layer) for layer in self.prompts]
+            for n, layer in enumerate(self.prompts):
+                self.prompts[n] = tuple(kv[needed] for kv in layer)
             self.length_P = self.length_P[needed]
         # Row b is cell `cell_B[b]` of a grid of prompts x `width` rows.
         count_P = self.group_B.bincount()

@@ -398,14 +398,15 @@ def compare(runs):
     for settings, members in grouped(runs).items():
         found = [{i: 100 * count["right"] / count.total() for i, count in run.answers.items()}
                  for run in members]
-        gains = [by[max(by)] - by[0] for by in found if 0 in by and max(by) > 0]
+        done = min(max(by, default=0) for by in found)      # the last that all of them have
+        gains = [by[done] - by[0] for by in found if done > 0 and 0 in by]
         rows.append([settings, len(members),
                      *(spread([by[i] for by in found if i in by]) for i in range(last + 1)),
                      spread(gains), t_interval(gains)])
     return table(["settings", "runs", "base, %", *(f"Solver {i}, %" for i in range(1, last + 1)),
                   "gain, points", "95 % interval"], rows) + [
-        "", "Mean and standard deviation of held-out accuracy; Student's t interval of the gain. "
-        "Seeds share the held-out tasks, so that it says how training varies."]
+        "", "Mean and standard deviation of held-out accuracy; the gain at the last iteration that "
+        "all runs of a row have, with Student's t interval. Seeds share the held-out tasks, so that it says how training varies."]
 
 
 def grouped(runs):

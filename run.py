@@ -227,7 +227,7 @@ class Run:
         with self.timed("sync"):
             self.engine.copy_to(self.actor.model)
         if config.assert_invariants:
-            check.check_step(config, groups, reward_PG, self.actor.eos, metrics)
+            check.check_step(config, groups, self.actor.eos, metrics)
         self.engine.write_events(self.phase, (self.iteration - 1) * self.total + self.step, metrics)
         self.reward = metrics["reward"]
         for kind, sentence in step_problems(reward_PG, metrics).items():
@@ -238,12 +238,13 @@ class Run:
     def save_step(self, patience):
         """Make the last finished step the one that the run resumes from, if the other ranks' parts
         come in `patience` seconds; returns what is saved, in words."""
-        if self.done is None:
+        done = self.done      # the main thread may end the phase meanwhile
+        if done is None:
             return "what is finished is saved"
         saved = self.files.done_steps(self.iteration, self.phase)
-        if self.done > saved and self.files.save_step(
-                self.iteration, self.phase, self.done, self.engine.state(), patience):
-            saved = self.done
+        if done > saved and self.files.save_step(
+                self.iteration, self.phase, done, self.engine.state(), patience):
+            saved = done
         return f"iteration {self.iteration} {self.phase} is saved after {saved} steps"
 
     # Logs and screen ---------------------------------------------------------------------------
@@ -322,12 +323,12 @@ def start(config, story):
     Args:
         story: function of the Run.
     """
-    tokenizer, score_ids, size = read_model(config)
+    tokenizer, score_ids, shape = check.read_model(config)
     engine.settings(config)
     device = engine.init_distributed(config.collective_timeout)
     files = open_directory(config)
     if [config.iterations, "evaluation"] not in files.state["finished"]:
-        needed = check.disk_bytes(size, config.iterations)
+        needed = check.disk_bytes(check.count_parameters(shape), config.iterations)
         on_rank0(lambda: files.see_room(needed))
         try:
             run = Run(config, files, tokenizer, score_ids, device)
@@ -339,30 +340,6 @@ def start(config, story):
             story(run)
     if files.rank == 0:
         summarise(config, files)
-
-
-def read_model(config):
-    """(tokenizer, ids of the judge's scores, number of parameters), once the model is known to
-    serve."""
-    try:
-        tokenizer = lms.load_tokenizer(config.base, generator.TAGS)
-        score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(tiny.heldout(1)[0]),
-                                   curriculum.SCORES)
-        shape = lms.read_config(config.base)
-        size = check.count_parameters(shape)
-        lms.checkpoint_files(config.base)
-        longest = len(lms.encode_chat(tokenizer, generator.longest_prompt(config.domain_weights,
-                                                                          config.own_tools)))
-        if longest > config.max_prompt:
-            raise ValueError(f"--max_prompt is {config.max_prompt}, and the Generator's longest "
-                             f"prompt takes {longest} tokens")
-        room = lms.positions(shape)
-        if config.max_prompt + max(config.max_completion, config.max_verify) > room:
-            raise ValueError(f"it has {room} positions, and --max_prompt and --max_completion or "
-                             "--max_verify add up to more")
-    except ValueError as error:
-        raise Refused(f"--model {config.model}: {error}") from None
-    return tokenizer, score_ids, size
 
 
 def open_directory(config):
@@ -444,6 +421,8 @@ def unharmed(run):
         raise Refused(f"{error}{MEND}") from None
     except OSError as error:
         fail(f"a file cannot be read or written: {error}. {GO_ON}")
+    except torch.OutOfMemoryError as error:
+        fail(f"{lms.one_line(error)}: give a smaller --micro_tokens or --sample_rows. {GO_ON}")
     except RuntimeError as error:
         # Another rank ended: either the run is being stopped, or it died.
         if run.stopper.stopping.wait(2):
@@ -455,8 +434,9 @@ def unharmed(run):
 
 def fail(message):
     """End this rank with one line. The launcher ends the others."""
-    sys.stdout.flush()
-    print(f"\n{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):      # nobody may be there to read it
+        print(f"\n{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
     os._exit(1)
 
 
@@ -510,10 +490,11 @@ class Stopper(threading.Thread):
             if self.critical.acquire(timeout=SAVE_SECONDS):
                 sentence = self.save(deadline - time.time())
         finally:      # whatever happens, the process has to end
-            if self.directory.rank == 0:
-                print(f"\nstopped: {sentence}. The same command goes on from there.",
-                      file=sys.stderr, flush=True)
-            sys.stdout.flush()
+            with suppress(OSError, ValueError):      # nobody may be there to read it
+                if self.directory.rank == 0:
+                    print(f"\nstopped: {sentence}. The same command goes on from there.",
+                          file=sys.stderr, flush=True)
+                sys.stdout.flush()
             os._exit(128 + number)
 
 

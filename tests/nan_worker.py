@@ -1,6 +1,7 @@
-"""Run by test_resume.py: selfplay.py where a number is NaN once, in the second Generator step.
+"""Run by test_resume.py: selfplay.py where a number is NaN once, in the second Generator step, or
+where memory runs out.
 
-Arguments: "reward" or "weights", then those of selfplay.py.
+Arguments: "reward", "weights" or "memory", then those of selfplay.py.
 """
 import sys
 
@@ -22,6 +23,8 @@ def reward(*args):
 def copy_to(made, model):
     calls.append(1)
     real_copy(made, model)
+    if len(calls) == 2 and sys.argv[1] == "memory":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     if len(calls) == 2:
         torch.nn.init.constant_(model.model.norm.weight, float("nan"))
 

@@ -2,6 +2,7 @@
 import json
 import random
 import re
+import resource
 import sys
 import zipfile
 from collections import Counter
@@ -186,10 +187,15 @@ def test_training_goes_on_bit_for_bit(lm, tmp_path):
     assert all(torch.equal(rest.masters[name], weight) for name, weight in whole.masters.items())
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(lm):
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_stops_before_the_weights_change(lm, what):
     trainer = coldstart.Trainer(lm, 4, 1e-3)
-    with torch.no_grad():
-        lm.model.model.norm.weight[0] = float("nan")
+    weight = lm.model.model.norm.weight
+    if what == "loss":
+        with torch.no_grad():
+            weight[0] = float("nan")
+    else:
+        weight.register_hook(lambda gradient: gradient * float("inf"))
     before = {name: weight.clone() for name, weight in trainer.masters.items()}
     with pytest.raises(ValueError, match="give a lower --learning_rate"):
         trainer.train_step(tiny.examples(0, 4, True))
@@ -220,6 +226,14 @@ def test_one_command_writes_a_model_that_loads_and_two_ranks_write_the_same(tmp_
     assert "tiny: 0 of 4 training questions" in capsys.readouterr().out
     code, output = call(sys.executable, *SMALL, "--out", tmp_path / "one", ok=False)
     assert code == 2 and "holds a finished model: give another --out" in output
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    code, output = call(
+        sys.executable, *SMALL, "--out", tmp_path / "out", ok=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)))
+    assert (code == 2 and "Traceback" not in output
+            and "coldstart.py: " in output and "state.pt cannot be written" in output)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -183,6 +183,13 @@ def test_runs_are_grouped_by_settings_and_averaged_over_seeds(tmp_path):
     assert "| freeze True | 1 | 25.0 | 25.0 | - | 0.0 | - |" in rows
 
 
+def test_the_gain_is_that_of_the_last_iteration_that_all_runs_of_a_row_have(tmp_path):
+    paths = [write_run(tmp_path / "whole", (0.25, 0.5, 1.0)),
+             write_run(tmp_path / "unfinished", (0.25, 0.5), seed=1)]
+    rows = report.compare([report.Run(path) for path in paths])
+    assert "| as most | 2 | 25.0 ± 0.0 | 50.0 ± 0.0 | 100.0 | 25.0 ± 0.0 | +25.0 to +25.0 |" in rows
+
+
 def test_the_ablation_table_has_a_row_for_each_finished_variant(tmp_path, monkeypatch, capsys):
     for name, last in (("no_judge-0", 0.5), ("no_judge-1", 0.7), ("full-0", 0.9), ("full-1", 0.8)):
         (tmp_path / name).mkdir()

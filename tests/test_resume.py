@@ -75,6 +75,20 @@ def test_a_signal_saves_the_last_finished_step(small_run, tmp_path, phase, numbe
     assert same(path, small_run) == []
 
 
+def test_a_signal_ends_the_process_where_nobody_reads_what_it_says(tmp_path):
+    """As Ctrl-C does to `selfplay.py | tee log`: tee is gone first."""
+    code, _ = call(sys.executable, "-c", f"""
+import os, signal, time, run, disk
+run.Stopper(disk.Directory({str(tmp_path)!r}), lambda patience: "saved")
+read_end, write_end = os.pipe()
+os.close(read_end)
+os.dup2(write_end, 2)
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(60)
+""", ok=False)
+    assert code == 128 + signal.SIGINT
+
+
 def test_a_second_run_on_one_directory_is_refused(tmp_path):
     path = tmp_path / "run"
     process = start(*selfplay(path, "--generator_steps", 500))
@@ -196,6 +210,14 @@ def test_a_number_that_is_not_finite_stops_with_the_samples(tmp_path, where, wha
     failure = json.loads((tmp_path / "run/failure-rank0.json").read_text())
     assert failure["step"] == 1 and len(failure["samples"]) == 12
     assert steps_logged(tmp_path / "run") == 2, "the base's evaluation and the first step"
+
+
+def test_without_memory_a_line_says_what_to_lower_and_the_run_goes_on_with_it(tmp_path):
+    flags = selfplay(tmp_path / "run")[2:]
+    code, output = call(sys.executable, ROOT / "tests/nan_worker.py", "memory", *flags, ok=False)
+    assert code == 1 and "Traceback" not in output
+    assert "give a smaller --micro_tokens or --sample_rows" in output
+    call(*selfplay(tmp_path / "run"), "--micro_tokens", 2000, "--sample_rows", 8)
 
 
 def test_a_pool_goes_on_after_its_last_whole_slice(tmp_path):

@@ -144,6 +144,17 @@ def test_check_prints_its_table_and_loads_no_weights(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("flags, says", [
+    (["--max_prompt", 100], "--max_prompt is 100, and the longest prompt"),
+    (["--max_verify", 9000], "positions, and --max_prompt and")])
+def test_check_refuses_what_the_run_refuses(tmp_path, flags, says):
+    """The Generator's prompts take 13 tokens, held-out ones up to 150."""
+    for action in ([], ["--check"]):
+        code, output = call(sys.executable, "selfplay.py", "--run_dir", tmp_path / "run", *SMALL,
+                            *flags, *action, ok=False)
+        assert code == 2 and says in output and output.count("\n") == 1
+
+
 def test_explain_names_a_source_for_every_setting():
     output = call(sys.executable, "selfplay.py", "--explain")
     named = {line.split()[0]: line for line in output.splitlines() if line.strip()}
