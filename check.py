@@ -37,7 +37,8 @@ def read_model(config):
     known to serve. Refused says why it does not."""
     try:
         tokenizer = lms.load_tokenizer(config.base, generator.TAGS)
-        heldout = tiny.heldout(config.heldout_tasks) + tiny.heldout(config.heldout_tasks, fits=False)
+        heldout = [task for fits in (True, False)
+                   for task in tiny.heldout(config.heldout_tasks, fits)]
         score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(heldout[0]),
                                    curriculum.SCORES)
         shape = lms.read_config(config.base)
@@ -134,8 +135,8 @@ def report(config):
     if not torch.cuda.is_available():
         print(f"{'GPU':18}none: everything above lies in host memory, on every rank")
     if any("offload" in key for key in engine.settings(config)["zero_optimization"]):
-        print(f"{'offloading':18}is not reckoned with: what it moves to host memory counts above as "
-              "the GPU's")
+        print(f"{'offloading':18}is not reckoned with: what it moves to host memory counts above "
+              "as the GPU's")
     print(*about, sep="\n")
 
 

@@ -93,7 +93,8 @@ def question_problem(question, calls, own_tools=False):
 
     Args:
         own_tools: whether the user brought the tools: they may be asked for in any words and any
-            script. Characters that say more than a Latin letter count as much as their UTF-8 bytes.
+            script. Length is counted in UTF-8 bytes: a Chinese character says as much as several
+            letters.
     """
     if is_placeholder(question):
         return "question_placeholder"

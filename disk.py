@@ -9,8 +9,8 @@
     stop                                       there from a stop of the run to its next start
     failure-rank<n>.json                       samples whose numbers are not finite
 
-Each rank writes its states, `stop` and failures, rank 0 all else, and all ranks read: the directory must be on a file system that
-all machines share.
+Each rank writes its states, `stop` and failures, rank 0 all else, and all ranks read: the directory
+must be on a file system that all machines share.
 Nothing here knows about models.
 """
 import errno

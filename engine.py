@@ -112,7 +112,7 @@ def settings(config):
 
 
 def understood(settings):
-    """The settings, if DeepSpeed takes them. ValueError says in one line what is of a wrong type."""
+    """The settings, if DeepSpeed takes them. ValueError says in a line what is of a wrong type."""
     try:
         deepspeed.DeepSpeedConfig(settings)
     except Exception as error:      # pydantic's, or whatever a wrong type leads to

@@ -158,9 +158,9 @@ def validity_reward(draft, grounding=True):
               + 0.2 [values grounded]   (Eq. 2)
 
     Every gold call must pass; 0 unless tools and gold parse and every call is well-formed. A menu
-    with a name twice holds no tool (ours): the pool drops it, and a Generator soon finds that who
-    repeats the called tool leaves nothing to take for it. Without `grounding` (an ablation) the
-    last term is always paid.
+    with a name twice holds no tool (ours): the pool drops it, and a Generator soon finds that in a
+    menu which repeats the called tool there is no wrong one to choose. Without `grounding` (an
+    ablation) the last term is always paid.
 
     Calls that have no value at all have none grounded (ours): paid in full they are where a weak
     Generator goes, for nothing can be wrong with them. An empty list that was asked for is valid,

@@ -591,8 +591,8 @@ class GroupCache:
 
     def repack(self, stay_B, more):
         """Drop rows, and the prompts that no row needs any more; make room for `more` positions."""
-        # Zeros, not empty: a masked position has weight 0, and 0 x NaN would be NaN. Layer by layer,
-        # or there would be two of all.
+        # Zeros, not empty: a masked position has weight 0, and 0 x NaN would be NaN. Layer by
+        # layer, or there would be two of all.
         for n, layer in enumerate(self.own):
             self.own[n] = tuple(F.pad(kv[stay_B], (0, 0, 0, more)) for kv in layer)
         needed, self.group_B = self.group_B[stay_B].unique(return_inverse=True)

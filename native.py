@@ -18,7 +18,7 @@ from transformers.utils.chat_parsing import ResponseParser, parse_response
 import model as lms
 from benchmarks import score
 from cli import Refused
-from verify import Calls, after_think, read_calls, strip_fence
+from verify import PRIMITIVE_TYPES, Calls, after_think, read_calls, strip_fence
 
 # ---------------------------------------------------------------------------------------------
 # Asking
@@ -43,8 +43,7 @@ def functions(menu):
 
 
 # What benchmarks write where JSON Schema has a word of its own.
-TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean",
-         "dict": "object", "list": "array", "tuple": "array"}
+TYPES = PRIMITIVE_TYPES | {"dict": "object", "list": "array", "tuple": "array"}
 
 
 def json_schema(value):
@@ -99,7 +98,7 @@ def read_llama(text):
 
 
 def read_response(template, text):
-    """By a checkpoint's response template. It finds calls or none: what is damaged is words."""
+    """By a checkpoint's response template, for which a damaged call is plain text."""
     try:
         calls = parse_response(text, template, prefix="").get("tool_calls")
         return joined([json.dumps(calls)]) if calls else (None, "no block")

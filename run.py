@@ -31,13 +31,10 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import check
-import curriculum
 import engine
-import generator
 import grpo
 import model as lms
 import report
-import tiny
 from cli import Refused
 from config import record
 from disk import MEND, Directory, write_json

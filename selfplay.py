@@ -1,6 +1,6 @@
 """Tool-R0: a Generator and a Solver teach each other to call tools, from zero task data.
 
-    deepspeed selfplay.py                        # the embedded model, on anything, in minutes
+    deepspeed selfplay.py                        # the embedded model, in minutes, without a GPU
     deepspeed selfplay.py --preset paper         # Qwen2.5-1.5B-Instruct with the paper's settings
     python selfplay.py --seed 1 --run_dir runs/seed1
     python selfplay.py --preset paper --check    # what it will need, and what there is

@@ -13,6 +13,7 @@ The response template reads what solver.read reads, but for this:
 - Every block counts, not the last alone: a stream cannot know which is the last.
 - What stands in <think> is no answer, even if <think> is never closed; then solver.read does read
   it. A </think> that nothing opens is text.
+- In a stream, of calls that no tag opens but one closes, all but the first are read.
 - A name with escapes in it is not read, and white space around a name stays.
 - A tag in a JSON string is text, and a code fence may lack its other half. The limits that
   verify.load_json sets on depth, digits, half surrogate pairs and the range of numbers do not hold.
@@ -68,7 +69,8 @@ SYSTEM
 {%- set solver.calls = [] %}
 {%- for call in message.tool_calls %}
 {%- set call = call.function or call %}
-{%- set arguments = call.arguments if call.arguments is string else call.arguments | tojson %}
+{%- set arguments = call.arguments or {} %}
+{%- set arguments = arguments if arguments is string else arguments | tojson %}
 {%- set solver.calls = solver.calls + [
     '{"name": ' + call.name | tojson + ', "arguments": ' + arguments + '}'] %}
 {%- endfor %}
@@ -105,8 +107,9 @@ def chat_template(base):
 # Reading
 
 # For the module `regex`, which reads response templates: (?&value) matches the group of that name,
-# \G where the last match ended, and a repeat with + gives nothing back, so that no answer takes
-# long. ~ is JSON's white space. A match is one call, since servers stream calls one by one.
+# \G where the last match ended, and a repeat with + gives nothing back, so that no answer of up to
+# a hundred calls takes long. ~ is JSON's white space. A match is one call, since servers stream
+# calls one by one.
 CALL = r"""(?x)
 (?(DEFINE)
   (?P<string> " (?: [^"\\\x00-\x1f] | \\["\\/bfnrt] | \\u[0-9a-fA-F]{4} )*+ " )
@@ -117,7 +120,7 @@ CALL = r"""(?x)
   (?P<value>  (?&string) | (?&number) | (?&list) | (?&object) | true | false | null )
   (?P<call>   \{ ~ "name" ~ : ~ " [^"\\\x00-\x1f]+ " ~ , ~ "arguments" ~ : ~ (?&object) ~ \} )
 )
-(?: GAP <tool_call_answer> FENCE (?P<several> \[ )? | \G ~ (?P<several> , ) ) ~    # begins, goes on
+(?: GAP <tool_call_answer> FENCE (?P<several> \[ )? | (?<= \} ) \G ~ (?P<several> , ) ) ~
 (?= (?&call) (?(several) (?: ~ , ~ (?&call) )*+ ~ \] ) CLOSE )      # and is right to its end
 \{ ~ "name" ~ : ~ " (?P<name> [^"\\]+ ) " ~ , ~ "arguments" ~ : ~ (?P<arguments> (?&object) ) ~ \}
 """

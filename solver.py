@@ -119,7 +119,8 @@ def reward(text, gold, strict_values=False):
     """Reward parts of one completion: {"format": r_fmt, "accuracy": r_acc}, each in 0..1.
 
     r_acc is 0 without a non-empty <think> block (authors' code), and where nothing parses. The
-    total is the sum. Where gold is empty, both parts pay for an empty list and for nothing else.
+    total is the sum. Where gold is empty, r_acc and the last term of r_fmt pay for an empty list
+    and for nothing else.
 
     Args:
         strict_values: take s_val over all of gold's argument names (ours), not the common ones.

@@ -28,6 +28,7 @@ import generator
 import model as lms
 import serving
 import solver
+from cli import Parser
 from verify import Task
 
 PATH = Path(__file__).parent / "tiny"
@@ -483,4 +484,5 @@ def main():
 
 
 if __name__ == "__main__":
+    Parser(description=__doc__).parse_args()
     main()

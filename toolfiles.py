@@ -28,7 +28,7 @@ def read_menu(value):
         value: the content of the file, a JSON value.
 
     Raises:
-        ValueError: names the first tool that is none, its parameter, and why.
+        ValueError: names the first entry that is no tool, the parameter at fault, and why.
 
     >>> read_menu([{"name": "f", "parameters": {"x": {"type": "string", "required": True}}}])[0]
     {'name': 'f', 'description': '', 'parameters': {'x': {'type': 'string'}}, 'required': ['x']}
@@ -44,15 +44,16 @@ def read_menu(value):
 
 def _read_written(element, number):
     """One tool of `read_menu`, the n-th of its list."""
-    element, place = unwrap(element), ""
+    element, place = {k: v for k, v in unwrap(element).items() if v is not None}, ""
     root = top = schema_of(element)
     try:
         if isinstance(root, dict):
             top = follow(root, root)
-            top = _one_option(top | {key: put_in_place(top[key], root)
-                                     for key in _OPTIONS if key in top})
+            top = top | {key: put_in_place(top[key], root) for key in _OPTIONS if key in top}
+            lost = [key for key in _OPTIONS if "properties" in top and _have_properties(top, key)]
+            top = _one_option(top)
         tool = read_tool({**element, "parameters": top})
-        lost = [] if tool["parameters"] else _lost_schemas(element, top)
+        lost = lost if tool["parameters"] else _lost_schemas(element, top)
         if lost:
             raise ValueError(f"its parameters stand under {lost[0]!r}, and are wanted as the "
                              "'properties' of 'parameters'")
@@ -69,14 +70,27 @@ def _read_written(element, number):
     return tool
 
 
+def _have_properties(top, key):
+    """Do the options under a key of a tool's schema have properties of their own?"""
+    options = top.get(key)
+    return isinstance(options, list) and any(
+        isinstance(option, dict) and "properties" in option for option in options)
+
+
 def _lost_schemas(element, top):
     """The keys under which a tool that reads as one without parameters has some nevertheless."""
     if any(key in element for key in SCHEMA_KEYS):
-        return [key for key in (*_OPTIONS, "patternProperties") if key in top]
-    return [key for key, value in element.items() if isinstance(value, dict) and value and (
+        return [key for key, value in top.items() if key in (*_OPTIONS, "patternProperties")
+                or key not in _NO_PARAMETERS and isinstance(value, dict) and "type" in value]
+    return [key for key, value in element.items() if isinstance(value, dict) and value
+            and not key.startswith(("return", "response", "output")) and (
         value.get("type") == "object" or "properties" in value or "$ref" in value
         or all(isinstance(schema, dict) and "type" in schema for schema in value.values()))]
 
+
+# What else an object's schema may have that is a schema with a type.
+_NO_PARAMETERS = ("additionalProperties", "unevaluatedProperties", "propertyNames", "not", "if",
+                  "then", "else")
 
 # ---------------------------------------------------------------------------------------------
 # References and options
@@ -109,8 +123,8 @@ def put_in_place(schema, root, depth=0, left=None):
     """The schema with every local reference in it replaced by what it points to: see `follow`.
 
     Args:
-        left: of MAX_BRACKETS; each list and dict takes one, since few references can stand for
-            many.
+        left: what is left of a budget of MAX_BRACKETS lists and dicts: a few references can expand
+            to very many.
     """
     if not isinstance(schema, (list, dict)):
         return schema
@@ -162,11 +176,11 @@ def _one_option(schema):
         options = schema.get(key)
         if not isinstance(options, list) or not all(isinstance(o, dict) for o in options):
             continue
-        options = [flat_schema(option) for option in options if not _is_null(option)]
+        options = [option for option in options if not _is_null(option)]
         constants = list(map(choices_of, options))
         if len(options) == 1:
-            schema = _one_option(options[0] | without(schema, key))
-        elif key != "allOf" and constants and None not in constants:
+            return _one_option(options[0] | without(schema, key))
+        if key != "allOf" and constants and None not in constants:
             schema = {"enum": sum(constants, [])} | without(schema, key)
     return schema
 

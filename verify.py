@@ -182,6 +182,8 @@ def _beside(element, key):
     rest = {k: v for k, v in element.items()
             if k != key and not (k in _ENVELOPE and (a_call or k in before and k != "type"))}
     keys = [k for k in rest if k not in _ENVELOPE]
+    if keys == ["parameters"] and rest["parameters"] in ("", None, []):
+        return {}
     whole = len(keys) == 1 and keys[0] in ("parameters", "input", "args") and rest[keys[0]]
     return whole if isinstance(whole, dict) else rest
 
@@ -337,7 +339,8 @@ def menu_problem(tools):
     """First reason why a menu is not sound, and where, in words; (None, None) where it is sound.
 
     Sound: names unique and not a generic word, described in 5 characters or more, primitive types,
-    required parameters declared.
+    required parameters declared; at most MAX_ITEMS tools, parameters of a tool, and MAX_CHOICES
+    values in its enums.
     """
     if len(tools) > MAX_ITEMS:
         return "too_many_tools", "the menu"
@@ -348,7 +351,7 @@ def menu_problem(tools):
         nested = [p for p, schema in parameters.items() if primitive_type(schema) is None]
         undeclared = [p for p in tool["required"] if p not in parameters]
         for reason, wrong in (
-                ("too_many_tools", len(parameters) > MAX_ITEMS or choices > MAX_CHOICES),
+                ("tool_too_large", len(parameters) > MAX_ITEMS or choices > MAX_CHOICES),
                 ("tool_names_repeat", names[name] > 1),
                 ("tool_name_generic", name.lower() in GENERIC_NAMES),
                 ("tool_undescribed", len(tool["description"].strip()) < 5),
@@ -366,8 +369,10 @@ def primitive_type(schema):
 
 def call_problem(calls, tools):
     """First reason why calls do not fit a menu, or None."""
-    if len(calls) > MAX_ITEMS or any(len(call["arguments"]) > MAX_ITEMS for call in calls):
+    if len(calls) > MAX_ITEMS:
         return "too_many_calls"
+    if any(len(call["arguments"]) > MAX_ITEMS for call in calls):
+        return "too_many_arguments"
     menu = {tool["name"]: tool for tool in tools}
     for call in calls:
         if call["name"] not in menu:
@@ -377,7 +382,8 @@ def call_problem(calls, tools):
             return "required_missing"
         if not set(arguments) <= set(tool["parameters"]):
             return "unknown_argument"
-        if any(isinstance(value, (list, dict)) for value in arguments.values()):
+        if any(isinstance(value, (list, dict)) and primitive_type(tool["parameters"][name])
+               for name, value in arguments.items()):
             return "argument_not_flat"
         if any(arguments[name] is None for name in tool["required"]):
             return "required_null"
@@ -455,6 +461,7 @@ _RUN = re.compile(r"((?<![^\s(\[{'\"\u2018\u201c:=,;])[-\u2212\u2013](?=[$\u20ac
                   r"|\b(?:minus|negative)\s+)?[$\u20ac\xa3\xa5]?"
                   r"((?:(?<![\w.])\.)?\w+(?:[.,]\w+)*)")
 _PLAIN = re.compile(r"(?!0[\d,])(?:\d+|\d{1,3}(?:,\d{2,3})*,\d{3})(?:\.\d+)?|\.\d+")
+_WITH_UNIT = re.compile(rf"(?:{_PLAIN.pattern})[^\W\d_]\w*")
 
 
 def numbers_in(text):
@@ -464,13 +471,13 @@ def numbers_in(text):
     thousands. What is no decimal number as a whole, such as a date, is read as the numbers between
     its marks; digits after a leading zero or beside letters are none.
 
-    >>> sorted(map(str, numbers_in("-3 to 4-5 degrees, $1,234.50, room B12, ten on 2026-05-17")))
+    >>> sorted(map(str, numbers_in("-3 to 4-5 degrees, $1,234.50, 2.5km, ten on 2026-05-17")))
     ['-3', '10', '1234.50', '17', '2026', '4', '5']
     """
     found = set()
     for sign, run in _RUN.findall(_spread(text)):
         whole = run in _DIGITS or _PLAIN.fullmatch(run)
-        for part in [run] if whole else re.split("[.,]", run):
+        for part in [run] if whole or _WITH_UNIT.fullmatch(run) else re.split("[.,]", run):
             digits = _DIGITS.get(part, part)
             if _PLAIN.fullmatch(digits):
                 number = Decimal(digits.replace(",", ""))

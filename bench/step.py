@@ -111,6 +111,8 @@ def main():
                         help="tokens per forward pass of ours")
     parser.add_argument("--worker", choices=("ours", "TRL"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.prompts * GROUP % args.micro_batch:
+        parser.error(f"--micro_batch has to divide the {args.prompts * GROUP} completions of a step")
     if args.worker:
         work = {"ours": our_steps, "TRL": trl_steps}[args.worker]
         return work(args, tiny.heldout(args.prompts))

@@ -221,6 +221,11 @@ CONVERSATIONS = {
         [QUESTION, called({"to": "\u00c5s"}), said("tool", "There.", tool_call_id="0")],
         [said("system", solver.SYSTEM), QUESTION, said("assistant", ANSWER),
          said("user", "There." + MENU)]),
+    "arguments that are none": (
+        [QUESTION, called("", None, {})],
+        [said("system", solver.SYSTEM), said("user", QUESTION["content"] + MENU),
+         said("assistant", "<tool_call_answer>[" + ", ".join(
+             ['{"name": "go", "arguments": {}}'] * 3) + "]</tool_call_answer>")]),
     "arguments as a client sends them back": (
         [QUESTION, called('{"to": "\u00c5s"}'), said("tool", "There."), QUESTION],
         [said("system", solver.SYSTEM), QUESTION, said("assistant", ANSWER), said("user", "There."),
@@ -294,6 +299,9 @@ SAME = {   # what solver.read reads alike
     "a second one open": f"{block(f'[{ONE}]')} <tool_call_answer>[{TWO}]",
     "opened twice": f"<tool_call_answer>[{ONE}<tool_call_answer>[{TWO}]</tool_call_answer>",
     "closed twice": block(f"[{ONE}]") + "</tool_call_answer>",
+    "a comma for a tag": f", {ONE}]</tool_call_answer>",
+    "a comma behind a thought": f"<think>Go.</think>, {ONE}]</tool_call_answer>",
+    "a comma behind a block": block(f"[{ONE}]") + f", {TWO}",
     "letters": block('[{"name": "s\u00f8k", "arguments": {"q\u00e9": "\U0001f600 <b> \\u00e9"}}]'),
     "equal keys": block('[{"name": "go", "arguments": {"a": 1, "a": 2}}]'),
     "no block": "I will go to Oslo.", "empty": "", "no tag": f"[{ONE}, {TWO}]",

@@ -47,6 +47,10 @@ def test_a_schema_under_an_unknown_key_is_refused_and_not_lost(key, schema):
 
 @pytest.mark.parametrize("parameters", [
     {"type": "object", "oneOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
+    {"type": "object", "properties": {"a": {"type": "string"}}, "allOf": [
+        {"properties": {"b": {"type": "string"}}}, {"required": ["b"]}]},
+    {"type": "object", "properties": {"a": {}}, "allOf": [{"properties": {"b": {}}}]},
+    {"type": "object", "city": {"type": "string"}, "days": {"type": "integer"}},
     {"type": "object", "patternProperties": {"^x": {"type": "string"}}}])
 def test_parameters_that_are_not_under_properties_are_refused_and_not_lost(parameters):
     with pytest.raises(ValueError, match="'f': its parameters stand under"):
@@ -134,6 +138,13 @@ def test_a_reference_that_leads_nowhere_is_refused_by_tool_and_parameter(referen
         menu_of({"$ref": reference}, **{"$defs": {"Node": NODE, "Loop": {"$ref": "#/$defs/Loop"}}})
 
 
+def test_options_in_options_are_read_in_no_time():
+    schema = {"type": "string"}
+    for _ in range(16):      # three times as long for each, it was
+        schema = {"allOf": [{"anyOf": [schema, {"type": "null"}]}]}
+    assert toolfiles.flat_schema(schema) == {"type": "string"}
+
+
 def test_references_that_multiply_are_refused_at_once():
     """Twenty definitions of two references each stand for a million schemas."""
     twice = {f"D{n}": {"properties": {side: {"$ref": f"#/$defs/D{n + 1}"} for side in "ab"}}
@@ -184,14 +195,30 @@ def test_selfplay_and_eval_read_the_same_menu(tool, tmp_path, monkeypatch):
     ({"required": ["when"]}, "tool 'f': parameter 'when': required undeclared"),
     ({"description": ""}, "tool 'f': tool undescribed"),
     ({"parameters": {f"x{i}": {"type": "string"} for i in range(65)}},
-     "tool 'f': too many tools"),
-    ({"parameters": {"x": {"enum": ["a"] * 5000}}}, "tool 'f': too many tools"),
+     "tool 'f': tool too large"),
+    ({"parameters": {"x": {"enum": ["a"] * 5000}}}, "tool 'f': tool too large"),
     ({"parameters": {"x": {"type": "number", "minimum": float("nan")}}}, "JSON")])
 def test_selfplay_names_tool_parameter_and_reason(tool, named, tmp_path):
     with pytest.raises(Refused) as error:
         config.read_own_tools(write(tmp_path / "t.json", [
             {"name": "f", "description": "Does things."} | tool]))
     assert named in str(error.value) and "t.json" in str(error.value)
+
+
+@pytest.mark.parametrize("more", [
+    {}, {"parameters": None}, {"inputSchema": {"type": "object"}, "parameters": None},
+    {"returns": {"temp": {"type": "number"}}}, {"outputSchema": {"type": "object"}},
+    {"parameters": {"type": "object", "additionalProperties": {"type": "string"}}}])
+def test_a_tool_may_have_no_parameters(more):
+    assert toolfiles.read_menu([{"name": "f"} | more])[0]["parameters"] == {}
+
+
+def test_a_nested_argument_is_right_where_the_tool_asks_for_one():
+    tools = [verify.normalise_tool({"name": "f", "parameters": {
+        "a": {"type": "array"}, "b": {"type": "integer"}}})]
+    for name, problem in (("a", None), ("b", "argument_not_flat")):
+        call = {"name": "f", "arguments": {name: [1]}}
+        assert verify.call_problem([call], tools) == problem
 
 
 def test_eval_asks_with_nested_parameters_too(tmp_path, monkeypatch):
@@ -320,6 +347,7 @@ def test_values_are_allowed_where_jsonschema_allows_them(schema, spell, value):
     (2026, "on 2026-05-17", True), (17, "on 2026-05-17", True), (5, "on 2026-05-17", False),
     (17, "on 17.05.2026", True), (3, "rooms 1,2,3", True), (2026, "May 5,2026", True),
     (192, "192.168.1.1", True), (12, "12kg", False), (4, "v1.4.2", True),
+    (2, "2.5km away", False), (1, "1,200kg", False), (98, "98.6F", False),
     ("AB-123", "seat AB-123, please", True), ("10:30", "at 10:30", True),
     ("10:30", "at 10.45", False), ("2026-05-17", "by 2026-05-17.", True),
     ("twenty", "20 nights", True), ("twenty", "20.5 metres", False), (20, "twenty nights", True),

@@ -129,6 +129,8 @@ def test_repeated_calls_match_one_to_one():
     ({"name": "f", "arguments": '{"x": 1}'}, {"name": "f", "arguments": {"x": 1}}),
     ({"name": "f", "x": 1}, {"name": "f", "arguments": {"x": 1}}),
     ({"name": "f", "function": {"x": 1}}, {"name": "f", "arguments": {"function": {"x": 1}}}),
+    ({"name": "f", "parameters": None}, {"name": "f", "arguments": {}}),
+    ({"name": "f", "parameters": ""}, {"name": "f", "arguments": {}}),
     ({"name": " ", "arguments": {}}, None), ({"name": "f", "arguments": [1]}, None), (7, None)])
 def test_every_spelling_of_a_call_is_read(element, call):
     assert verify.normalise_call(element) == call
