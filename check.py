@@ -155,7 +155,7 @@ def model_lines(config, shape, tokenizer, score_ids):
         small.layer_types = small.layer_types[:2]
     if problem := lms.model_problem(lms.LM(lms.from_config(small), tokenizer, eos)):
         raise ValueError(problem)
-    turn = lms.turn_problem(tokenizer, eos)
+    turn = turn_problem(tokenizer, eos)
     return [f"{'model':18}two layers of it, with random weights, sample and score as transformers "
             "has them",
             f"{'EOS ids':18}" + ", ".join(f"{i} {tokenizer.convert_ids_to_tokens(i)}" for i in eos),
@@ -168,6 +168,21 @@ def model_lines(config, shape, tokenizer, score_ids):
             "probes and pool, greedy in evaluation; top-p 1, no top-k; ignored of the model's own "
             f"settings: {ignored or 'nothing'}",
             f"{'judge':18}the scores 1 to 5 are the tokens {', '.join(map(str, score_ids))}"]
+
+
+def turn_problem(tokenizer, eos):
+    """What to say where the token that ends the assistant's turn in the template would not end a
+    completion; else None."""
+    try:
+        text = lms.chat_text(tokenizer, lms.TURNS, add_generation_prompt=False)
+    except Exception:      # then it has no such turns
+        return None
+    ids = tokenizer.encode(text.rpartition(lms.TURNS[2]["content"])[2], add_special_tokens=False)
+    if ids and ids[0] not in eos:
+        return (f"the chat template ends a turn with {lms.decode(tokenizer, ids[:1])!r}, which is "
+                "no EOS of this model: completions may run to the token limit (eos_token_id in "
+                "generation_config.json is a list that may hold it)")
+    return None
 
 
 # ---------------------------------------------------------------------------------------------

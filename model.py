@@ -136,21 +136,6 @@ def template_problem(tokenizer):
             else None)
 
 
-def turn_problem(tokenizer, eos):
-    """What to say where the token that ends the assistant's turn in the template would not end a
-    completion; else None."""
-    try:
-        text = chat_text(tokenizer, TURNS, add_generation_prompt=False)
-    except Exception:      # then it has no such turns
-        return None
-    ids = tokenizer.encode(text.rpartition(TURNS[2]["content"])[2], add_special_tokens=False)
-    if ids and ids[0] not in eos:
-        return (f"the chat template ends a turn with {decode(tokenizer, ids[:1])!r}, which is no "
-                "EOS of this model: completions may run to the token limit (eos_token_id in "
-                "generation_config.json is a list that may hold it)")
-    return None
-
-
 def one_line(error):
     """What an exception says, in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -331,7 +331,7 @@ def start(config, story):
             run = Run(config, files, tokenizer, score_ids, device)
         except lms.BadCheckpoint as error:
             raise Refused(f"--model {config.model}: {error}") from None
-        if problem := lms.turn_problem(tokenizer, run.actor.eos):
+        if problem := check.turn_problem(tokenizer, run.actor.eos):
             run.say(problem)
         with unharmed(run):
             story(run)

@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 from tokenizers import AddedToken
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import check
 import coldstart
 import curriculum
 import generator
@@ -171,8 +172,8 @@ def test_a_tokenizer_that_changes_our_tags_is_refused(tmp_path):
 
 def test_a_turn_that_ends_in_no_eos_is_said():
     made = tokenizer(TEMPLATES["in the manner of Qwen3"])
-    assert lms.turn_problem(made, (made.eos_token_id,)) is None
-    assert "ends a turn with '<|eot_id|>'" in lms.turn_problem(made, (7,))
+    assert check.turn_problem(made, (made.eos_token_id,)) is None
+    assert "ends a turn with '<|eot_id|>'" in check.turn_problem(made, (7,))
 
 
 @pytest.mark.skipif(not QWEN.exists(), reason="needs the Qwen2.5 tokenizer beside the project")
@@ -180,4 +181,4 @@ def test_the_real_qwen_template():
     made = lms.load_tokenizer(QWEN, generator.TAGS)
     text = lms.chat_text(made, CHAT)
     assert solver.SYSTEM in text and lms.opened(text) == "" and "You are Qwen" not in text
-    assert lms.turn_problem(made, (151643, 151645)) is None
+    assert check.turn_problem(made, (151643, 151645)) is None
