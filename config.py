@@ -132,7 +132,7 @@ TINY = dict(
 SMALL = dict(   # 135M to 0.5B parameters after a cold start, on two CPU cores or one small GPU
     model="models/cold",       # what coldstart.py wrote
     # A Generator writes 400 tokens where a Solver writes 80, and every task of it is tried: few
-    # steps of the one, many of the other. An iteration takes about an hour on two cores.
+    # steps of the one, many of the other. An iteration takes 45 minutes on two cores.
     generator_steps=6, solver_steps=48, generator_prompts=8, solver_prompts=8, group_size=6,
     generator_temperature=0.7,     # at 1 a model of 135M writes 10 valid tasks of 48, at 0.7 26
     pool_size=512, curriculum_size=128,       # a quarter of such a pool is sound and solvable
