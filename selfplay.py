@@ -113,7 +113,8 @@ def train_solver(run, i):
                             config.solver_temperature, config.max_completion)
         answers = [(rollout.text, task.answer)
                    for task, group in zip(batch, groups) for rollout in group]
-        parts = [solver.reward(text, gold, config.strict_values) for text, gold in answers]
+        parts = [solver.reward(text, gold, config.strict_values, config.decline > 0)
+                 for text, gold in answers]
         run.learn(groups, parts, {"right": mean(solver.is_right(*answer) for answer in answers),
                                   "task_pass_rate": mean(task.pass_rate for task in batch)})
     if not tasks:

@@ -73,11 +73,17 @@ def value_share(p, g, strict=False):
     return sum(key in p and values_equal(p[key], g[key]) for key in names) / len(names)
 
 
-def call_similarity(predicted, gold, strict_values=False):
+def call_similarity(predicted, gold, strict_values=False, same_tool=False):
     """s = 0.2 s_name + 0.3 s_key + 0.5 s_val of two calls, in 0..1   (Eq. 7)
 
     s_name: name equality, 0 or 1. s_key: F1 of the argument names, 1 if both have none. s_val:
     `value_share`.
+
+    Args:
+        strict_values: see `value_share`.
+        same_tool: 0 where the names differ (ours). Eq. 7 pays the wrong tool with the right
+            arguments 0.8 and an empty list nothing, so that calling something is always worth more
+            than to decline.
 
     >>> part = {"name": "f", "arguments": {"a": 1}}
     >>> gold = {"name": "f", "arguments": {"a": 1, "b": 2, "c": 3}}
@@ -86,11 +92,13 @@ def call_similarity(predicted, gold, strict_values=False):
     """
     p, g = predicted["arguments"], gold["arguments"]
     s_name = float(predicted["name"] == gold["name"])
+    if same_tool and not s_name:
+        return 0.0
     s_key = 2 * len(p.keys() & g.keys()) / (len(p) + len(g)) if p or g else 1.0
     return 0.2 * s_name + 0.3 * s_key + 0.5 * value_share(p, g, strict_values)
 
 
-def accuracy_reward(calls, gold, strict_values=False):
+def accuracy_reward(calls, gold, strict_values=False, same_tool=False):
     """r_acc = mean over gold calls of s / (1 + 0.25 max(0, |predictions| - |gold|))   (Eq. 7)
 
     Each gold call in turn takes the best prediction that is still unused. Malformed elements count
@@ -100,7 +108,7 @@ def accuracy_reward(calls, gold, strict_values=False):
     Args:
         calls: verify.Calls, the predictions.
         gold: list of calls.
-        strict_values: as for `reward`.
+        strict_values, same_tool: as for `call_similarity`.
     """
     predictions = len(calls.calls) + calls.malformed
     if not gold:
@@ -109,13 +117,13 @@ def accuracy_reward(calls, gold, strict_values=False):
         return 0.0
     unused, total = list(calls.calls), 0.0
     for gold_call in gold[:len(unused)]:
-        scores = [call_similarity(call, gold_call, strict_values) for call in unused]
+        scores = [call_similarity(call, gold_call, strict_values, same_tool) for call in unused]
         total += max(scores)
         unused.pop(scores.index(max(scores)))
     return total / len(gold) / (1 + 0.25 * max(0, predictions - len(gold)))
 
 
-def reward(text, gold, strict_values=False):
+def reward(text, gold, strict_values=False, same_tool=False):
     """Reward parts of one completion: {"format": r_fmt, "accuracy": r_acc}, each in 0..1.
 
     r_acc is 0 without a non-empty <think> block (authors' code), and where nothing parses. The
@@ -123,8 +131,8 @@ def reward(text, gold, strict_values=False):
     and for nothing else.
 
     Args:
-        strict_values: take s_val over all of gold's argument names (ours), not the common ones.
+        strict_values, same_tool: as for `call_similarity`.
     """
     calls = read(text) if last_block(text, "think") else None
     return {"format": format_reward(text, none_fits=not gold),
-            "accuracy": accuracy_reward(calls, gold, strict_values) if calls else 0.0}
+            "accuracy": accuracy_reward(calls, gold, strict_values, same_tool) if calls else 0.0}

@@ -38,7 +38,7 @@ def main():
     for task in tasks:
         task.pass_rate = 0.5
     selfplay.read_curriculum = lambda run, i: tasks
-    solver.reward = lambda text, gold, strict: {"format": float(len(text)), "accuracy": 0.0}
+    solver.reward = lambda text, *gold: {"format": float(len(text)), "accuracy": 0.0}
     run.save = lambda: None
     selfplay.train_solver(run, 1)
     after = run.engine.weights()

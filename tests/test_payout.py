@@ -96,14 +96,15 @@ AMBIGUOUS = task(question="I need a train to Oslo or Rome on Friday or Monday.")
 
 
 def solver_table():
-    """Markdown: what Eqs. 6 and 7 pay for each answer, by the paper's and the stricter rule."""
-    rows = ["| Solver's answer | right | r_fmt | r_acc | r_acc, `--strict_values` |",
-            "|---|---|---|---|---|"]
+    """Markdown: what Eqs. 6 and 7 pay for each answer, by the paper's and by stricter rules."""
+    rows = ["| Solver's answer | right | r_fmt | r_acc | r_acc, `--strict_values` "
+            "| r_acc, `--decline` |", "|---|---|---|---|---|---|"]
     for label, text, gold in SOLVER_ANSWERS:
-        paper, strict = solver.reward(text, gold), solver.reward(text, gold, strict_values=True)
+        paper, strict, same_tool = (solver.reward(text, gold, **rule) for rule in (
+            {}, {"strict_values": True}, {"same_tool": True}))
         right = "yes" if solver.is_right(text, gold) else "no"
         rows.append(f"| {label} | {right} | {paper['format']:.2f} | {paper['accuracy']:.2f} "
-                    f"| {strict['accuracy']:.2f} |")
+                    f"| {strict['accuracy']:.2f} | {same_tool['accuracy']:.2f} |")
     return rows
 
 

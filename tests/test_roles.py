@@ -233,8 +233,16 @@ def test_the_generator_is_paid_for_an_empty_list_only_where_no_call_was_asked():
     (answer('[{"name": "f", "arguments": {}}]'), (0.6, 0)), (answer("[7]"), (0.6, 0)),
     ("no tag", (0, 0))])
 def test_where_no_tool_fits_the_solver_is_paid_for_an_empty_list_and_nothing_else(text, paid):
-    for strict in (False, True):
-        assert tuple(solver.reward(text, [], strict).values()) == paid
+    for rules in ((False, False), (True, False), (False, True)):
+        assert tuple(solver.reward(text, [], *rules).values()) == paid
+
+
+def test_where_some_tasks_fit_no_tool_the_wrong_one_earns_nothing():
+    right, wrong = (answer('[{"name": "%s", "arguments": {"a": 1, "b": 2}}]' % name)
+                    for name in "fg")
+    assert solver.reward(right, GOLD, same_tool=True)["accuracy"] == 1
+    assert solver.reward(wrong, GOLD, same_tool=True)["accuracy"] == 0
+    assert solver.reward(wrong, GOLD)["accuracy"] == pytest.approx(0.8)
 
 
 def test_a_curriculum_holds_the_share_of_tasks_without_calls():
