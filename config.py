@@ -74,7 +74,7 @@ class Config:
     order: str = "easy_first"            # P; "shuffled" is an ablation
     strict_values: bool = False          # us, ablation: r_acc shares over all of gold's arguments
     obey_spec: bool = False              # us: drop tasks with other numbers of tools or calls
-    decline: float = 0.0                 # us: share of tasks no tool fits; then a wrong tool earns 0
+    decline: float = 0.0                 # us: share of tasks no tool fits; then a wrong one earns 0
 
     @property
     def path(self):
