@@ -35,7 +35,7 @@ import engine
 import grpo
 import model as lms
 import report
-from cli import Refused
+from cli import Refused, checked
 from config import record
 from disk import MEND, Directory, write_json
 
@@ -321,6 +321,7 @@ def start(config, story):
         story: function of the Run.
     """
     tokenizer, score_ids, shape = check.read_model(config)
+    checked(lms.checkpoint_files, config.base)      # all are there, or it ends before it begins
     engine.settings(config)
     device = engine.init_distributed(config.collective_timeout)
     files = open_directory(config)

@@ -13,6 +13,7 @@ import generator
 import run as runs
 import selfplay
 import tiny
+from cli import Refused
 from config import parse
 from conftest import ROOT, SHORT, SMALL, call, free_port, lines
 
@@ -145,6 +146,14 @@ def test_openmp_learns_how_to_wait_before_it_is_loaded():
     output = call(sys.executable, "selfplay.py", "--explain", fresh=True,
                   variables={"OMP_DISPLAY_ENV": "TRUE"})
     assert "OMP_WAIT_POLICY = 'ACTIVE'" in output
+
+
+def test_a_model_without_weights_is_refused_before_there_is_a_run(tmp_path):
+    model = shutil.copytree(tiny.PATH, tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(Refused, match="model.safetensors is missing"):
+        runs.start(parse(["--model", str(model), "--run_dir", str(tmp_path / "run")])[0], None)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("refused", [False, True])
