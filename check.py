@@ -33,16 +33,15 @@ LIVE_PARAMETERS = 10**9      # DeepSpeed's own stage3_max_live_parameters: gathe
 
 
 def read_model(config):
-    """(tokenizer, ids of the judge's scores, transformers configuration) of the model, once it is
-    known to serve. Refused says why it does not."""
+    """(tokenizer, ids of the judge's scores, transformers configuration, number of parameters) of
+    the model, once it is known to serve. Refused says why it does not."""
     try:
         tokenizer = lms.load_tokenizer(config.base, generator.TAGS)
-        heldout = [task for fits in (True, False)
-                   for task in tiny.heldout(config.heldout_tasks, fits)]
+        heldout = sum(tiny.heldout_sets(config.heldout_tasks), [])
         score_ids = lms.choice_ids(tokenizer, curriculum.judge_prompt(heldout[0]),
                                    curriculum.SCORES)
         shape = lms.read_config(config.base)
-        count_parameters(shape)
+        size = count_parameters(shape)
         chats = [generator.longest_prompt(config.domain_weights, config.own_tools),
                  *(solver.prompt(task.question, task.tools) for task in heldout)]
         longest = max(len(lms.encode_chat(tokenizer, chat)) for chat in chats)
@@ -55,7 +54,7 @@ def read_model(config):
                              "--max_verify add up to more")
     except ValueError as error:
         raise Refused(f"--model {config.model}: {error}") from None
-    return tokenizer, score_ids, shape
+    return tokenizer, score_ids, shape, size
 
 
 def count_parameters(shape):
@@ -110,12 +109,11 @@ def disk_bytes(parameters, iterations):
 
 def report(config):
     """Print what the run needs and what there is."""
-    tokenizer, score_ids, shape = read_model(config)
+    tokenizer, score_ids, shape, N = read_model(config)
     try:
         about = model_lines(config, shape, tokenizer, score_ids)
     except ValueError as error:
         raise Refused(f"--model {config.model}: {error}") from None
-    N = count_parameters(shape)
     worlds = sorted({1, 2, 4, 8, int(os.environ.get("WORLD_SIZE", 1))})
     columns = [forecast(shape, config, world) for world in worlds]
     print(f"{config.model}: {N:,} parameters in {config.dtype}\n")

@@ -320,13 +320,13 @@ def start(config, story):
     Args:
         story: function of the Run.
     """
-    tokenizer, score_ids, shape = check.read_model(config)
+    tokenizer, score_ids, _, size = check.read_model(config)
     checked(lms.checkpoint_files, config.base)      # all are there, or it ends before it begins
     engine.settings(config)
     device = engine.init_distributed(config.collective_timeout)
     files = open_directory(config)
     if [config.iterations, "evaluation"] not in files.state["finished"]:
-        needed = check.disk_bytes(check.count_parameters(shape), config.iterations)
+        needed = check.disk_bytes(size, config.iterations)
         on_rank0(lambda: files.see_room(needed))
         try:
             run = Run(config, files, tokenizer, score_ids, device)
@@ -432,10 +432,15 @@ def unharmed(run):
 
 def fail(message):
     """End this rank with one line. The launcher ends the others."""
-    with suppress(OSError, ValueError):      # nobody may be there to read it
-        print(f"\n{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+    tell(f"{Path(sys.argv[0]).name}: {message}")
     os._exit(1)
+
+
+def tell(line):
+    """The last line of a process, if anybody is left to read it."""
+    with suppress(OSError, ValueError):
+        print(f"\n{line}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
 
 
 class Stopper(threading.Thread):
@@ -488,11 +493,8 @@ class Stopper(threading.Thread):
             if self.critical.acquire(timeout=SAVE_SECONDS):
                 sentence = self.save(deadline - time.time())
         finally:      # whatever happens, the process has to end
-            with suppress(OSError, ValueError):      # nobody may be there to read it
-                if self.directory.rank == 0:
-                    print(f"\nstopped: {sentence}. The same command goes on from there.",
-                          file=sys.stderr, flush=True)
-                sys.stdout.flush()
+            if self.directory.rank == 0:
+                tell(f"stopped: {sentence}. The same command goes on from there.")
             os._exit(128 + number)
 
 

@@ -129,8 +129,7 @@ def evaluate(run, i):
     if i > 0:
         write_examples(run, i)
     run.load(run.frozen, run.solver_path(i))
-    rows = solve(run, tiny.heldout(run.config.heldout_tasks))
-    none_fits = solve(run, tiny.heldout(max(1, 2 * len(rows) // 5), fits=False))
+    rows, none_fits = (solve(run, tasks) for tasks in tiny.heldout_sets(run.config.heldout_tasks))
     run.write_rows("heldout.jsonl", rows)
     run.write_rows("none_fits.jsonl", none_fits)
     accuracy, declined = (mean(row["error"] is None for row in some) for some in (rows, none_fits))

@@ -82,8 +82,7 @@ def call_similarity(predicted, gold, strict_values=False, same_tool=False):
     Args:
         strict_values: see `value_share`.
         same_tool: 0 where the names differ (ours). Eq. 7 pays the wrong tool with the right
-            arguments 0.8 and an empty list nothing, so that calling something is always worth more
-            than to decline.
+            arguments 0.8, and an empty list nothing.
 
     >>> part = {"name": "f", "arguments": {"a": 1}}
     >>> gold = {"name": "f", "arguments": {"a": 1, "b": 2, "c": 3}}

@@ -215,6 +215,11 @@ def heldout(size=500, fits=True):
             for spec in specs]
 
 
+def heldout_sets(size):
+    """What a run is evaluated on: held-out tasks, and 2/5 as many that no tool answers."""
+    return heldout(size), heldout(max(1, 2 * size // 5), fits=False)
+
+
 # ---------------------------------------------------------------------------------------------
 # What the base model says: the right completion, its mistakes and its habits
 

@@ -45,15 +45,18 @@ def read_menu(value):
 def _read_written(element, number):
     """One tool of `read_menu`, the n-th of its list."""
     element, place = {k: v for k, v in unwrap(element).items() if v is not None}, ""
-    root = top = schema_of(element)
+    root, lost = schema_of(element), []
+    top = root
     try:
         if isinstance(root, dict):
             top = follow(root, root)
             top = top | {key: put_in_place(top[key], root) for key in _OPTIONS if key in top}
-            lost = [key for key in _OPTIONS if "properties" in top and _have_properties(top, key)]
+            if "properties" in top:
+                lost = [key for key in _OPTIONS if _have_properties(top.get(key))]
             top = _one_option(top)
         tool = read_tool({**element, "parameters": top})
-        lost = lost if tool["parameters"] else _lost_schemas(element, top)
+        if not (lost or tool["parameters"]):
+            lost = _lost_schemas(element, top)
         if lost:
             raise ValueError(f"its parameters stand under {lost[0]!r}, and are wanted as the "
                              "'properties' of 'parameters'")
@@ -70,9 +73,8 @@ def _read_written(element, number):
     return tool
 
 
-def _have_properties(top, key):
-    """Do the options under a key of a tool's schema have properties of their own?"""
-    options = top.get(key)
+def _have_properties(options):
+    """Do some options of a tool's schema have properties of their own?"""
     return isinstance(options, list) and any(
         isinstance(option, dict) and "properties" in option for option in options)
 

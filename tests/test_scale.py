@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import check
 import engine
 import generator
+import model as lms
 from cli import Refused
 from config import Config, directory_problem, parse, record
 from conftest import ROOT, SHORT, SMALL, call, lines
@@ -142,6 +143,18 @@ def test_check_prints_its_table_and_loads_no_weights(tmp_path):
     for part in ("peak", "EOS ids", "the scores 1 to 5 are the tokens", "disk", "survives"):
         assert part in output
     assert not (tmp_path / "run").exists()
+
+
+def test_check_says_what_it_leaves_out_and_fetches_no_weights(tmp_path, monkeypatch, capsys):
+    file = write(tmp_path / "ds.json", {"zero_optimization": {"offload_param": {"device": "cpu"}}})
+    fetched = []
+    monkeypatch.setattr(lms, "checkpoint_files", fetched.append)
+    check.report(parse(["--deepspeed", str(file), "--run_dir", str(tmp_path / "run")])[0])
+    assert "offloading" in capsys.readouterr().out and not fetched
+    monkeypatch.setattr(lms, "snapshot_download", lambda name, allow_patterns, **more: (
+        fetched.extend(allow_patterns) or tmp_path))
+    monkeypatch.setattr(lms, "on_hub", lambda name: True)
+    assert lms.read_generation("some/model") is None and fetched == ["*.json"]
 
 
 @pytest.mark.parametrize("flags, says", [
