@@ -112,7 +112,7 @@ def main():
     parser.add_argument("--worker", choices=("ours", "TRL"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.prompts * GROUP % args.micro_batch:
-        parser.error(f"--micro_batch has to divide the {args.prompts * GROUP} completions of a step")
+        parser.error(f"--micro_batch must divide the {args.prompts * GROUP} completions of a step")
     if args.worker:
         work = {"ours": our_steps, "TRL": trl_steps}[args.worker]
         return work(args, tiny.heldout(args.prompts))
