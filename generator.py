@@ -153,7 +153,7 @@ def format_reward(draft):
     return (draft.tags + (draft.tools is not None) + (draft.calls is not None)) / 3
 
 
-def validity_reward(draft, grounding=True, solver_agrees=True):
+def validity_reward(draft, grounding=True):
     """r_valid = 0.4 [gold tools in the menu] + 0.4 [required all given]
               + 0.2 [values grounded]   (Eq. 2)
 
@@ -163,15 +163,11 @@ def validity_reward(draft, grounding=True, solver_agrees=True):
     ablation) the last term is always paid.
 
     Calls that have no value at all have none grounded (ours): paid in full they are where a weak
-    Generator goes, for nothing can be wrong with them. An empty list that was asked for holds no
-    call that could fail. It is valid where the Solver declines too: where a tool fits, that calls
-    it. Paid without this, a Generator soon writes questions that one of its tools answers.
-
-    Args:
-        solver_agrees: whether the Solver gives the gold answer at all, p > 0.
+    Generator goes, for nothing can be wrong with them. An empty list that was asked for is valid,
+    since it holds no call that could fail. Whether really no tool fits is left to r_curr: a
+    question that a tool answers is one where the Solver calls it, and there p = 0.
     """
-    if (not draft.tools or draft.calls is None or draft.malformed
-            or not (draft.calls or solver_agrees)):
+    if not draft.tools or draft.calls is None or draft.malformed:
         return 0.0
     menu = {tool["name"]: tool for tool in draft.tools}
     known = len(menu) == len(draft.tools) and all(call["name"] in menu for call in draft.calls)
@@ -198,7 +194,7 @@ def is_placeholder(question):
             or any(echo in text for echo in ECHOES))
 
 
-def reward(draft, difficulty, semantic, grounding=True, solver_agrees=True):
+def reward(draft, difficulty, semantic, grounding=True):
     """Reward parts of one completion, each in 0..1; the total is the sum (all weights are 1).
 
     A placeholder question gets 0 in every part; without a question block the other parts count.
@@ -208,10 +204,10 @@ def reward(draft, difficulty, semantic, grounding=True, solver_agrees=True):
         draft: from `read`.
         difficulty: r_diff, curriculum.band_pass of the Solver's pass rate; None leaves it out.
         semantic: r_sem, the judge's score; None leaves it out.
-        grounding, solver_agrees: as for `validity_reward`.
+        grounding: whether r_valid asks for grounded values.
     """
     parts = {"format": format_reward(draft),
-             "validity": validity_reward(draft, grounding, solver_agrees),
+             "validity": validity_reward(draft, grounding),
              "curriculum": curriculum_reward(draft, difficulty, semantic)}
     placeholder = draft.question is not None and is_placeholder(draft.question)
     return dict.fromkeys(parts, 0.0) if placeholder else parts

@@ -79,7 +79,7 @@ def train_generator(run, i):
                       for spec, group in zip(specs, groups) for rollout in group]
         probe(run, candidates)
         parts = [generator.reward(candidate.draft, difficulty(config, candidate.pass_rate),
-                                  semantic, not config.no_grounding, bool(candidate.pass_rate))
+                                  semantic, not config.no_grounding)
                  for candidate, semantic in zip(candidates, judge(run, candidates))]
         run.learn(groups, parts, {"valid": mean(part.get("validity", 0) > 0.999 for part in parts)}
                   | difficulty_metrics(candidates) | diversity_metrics(candidates))

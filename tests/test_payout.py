@@ -123,26 +123,23 @@ def generator_table():
     return rows
 
 
-def rates_table():
-    """Markdown: tasks that pass every check of form, at each pass rate of K = 8."""
+def ambiguous_table():
+    """Markdown: an ambiguous question, which passes every check, at each pass rate of K = 8."""
     rates = [Fraction(k, 8) for k in range(9)]
-    rows = [f"| Generator's total at p = | {' | '.join(map(str, rates))} |", "|---" * 10 + "|"]
-    ambiguous, none = generator.read(AMBIGUOUS), generator.read(task(calls=[]), no_call=True)
-    for draft, score, said in ((ambiguous, 5, "an ambiguous question, judge fooled (5)"),
-                               (ambiguous, 3, "..., judge in doubt (3)"),
-                               (ambiguous, 1, "..., judge sees (1)"),
-                               (none, 5, "an empty list, 0 calls asked for, judge 5")):
+    rows = [f"| An ambiguous question at p = | {' | '.join(map(str, rates))} |", "|---" * 10 + "|"]
+    draft = generator.read(AMBIGUOUS)
+    for score, said in ((5, "judge fooled (5)"), (3, "judge in doubt (3)"), (1, "judge sees (1)")):
         semantic = curriculum.semantic_reward(score)
-        rewards = [generator.reward(draft, curriculum.band_pass(float(p), 8), semantic,
-                                    solver_agrees=p > 0) for p in rates]
+        rewards = [generator.reward(draft, curriculum.band_pass(float(p), 8), semantic)
+                   for p in rates]
         totals = [sum(reward[part] for part in PARTS) for reward in rewards]
-        rows.append(f"| {said} | " + " | ".join(f"{total:.2f}" for total in totals) + " |")
+        rows.append(f"| total, {said} | " + " | ".join(f"{total:.2f}" for total in totals) + " |")
     return rows
 
 
 def payout():
     """The whole table as Markdown."""
-    return "\n".join(solver_table() + [""] + generator_table() + [""] + rates_table())
+    return "\n".join(solver_table() + [""] + generator_table() + [""] + ambiguous_table())
 
 
 def test_the_readme_has_todays_table():
