@@ -17,7 +17,6 @@ import math
 import os
 import time
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import torch.distributed as dist
@@ -132,16 +131,19 @@ class Trainer:
         """Go on from a file that `save` wrote. Refused if it is damaged or of other settings."""
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, UnpicklingError):
+            before = state["settings"]
+            for name in settings:
+                if settings[name] != before[name]:
+                    raise Refused(f"{path} is of a run with another --{name} ({before[name]}): "
+                                  "give that, or another --out")
+            self.losses = state["losses"]
+            self.optimizer.load_state_dict(state["optimizer"])
+            for name, master in self.masters.items():
+                master.copy_(state["masters"][name])
+        except (Refused, OSError):
+            raise
+        except Exception:      # a damaged file makes it raise what it likes
             raise Refused(f"{path} is damaged: remove it, and training starts again") from None
-        differ = [name for name in settings if settings[name] != state["settings"][name]]
-        if differ:
-            raise Refused(f"{path} is of a run with another --{differ[0]} "
-                          f"({state['settings'][differ[0]]}): give that, or another --out")
-        self.losses = state["losses"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name, master in self.masters.items():
-            master.copy_(state["masters"][name])
         self.refresh()
 
 
@@ -151,10 +153,11 @@ def encode(lm, examples):
     where nothing is to be thought."""
     rows, tag = [], lms.opened(lms.chat_text(lm.tokenizer, lms.TURNS[:2])).strip()
     room = lms.positions(lm.model.config)
+    eos = next(n for n in (lm.tokenizer.eos_token_id, *lm.eos) if n is not None)
     for messages, completion in examples:
         prompt = lms.encode_chat(lm.tokenizer, messages, close=not completion.startswith(tag))
         ids = lm.tokenizer.encode(completion.removeprefix(tag), add_special_tokens=False)
-        rows.append(lms.Rollout(prompt, [*ids, lm.tokenizer.eos_token_id], completion, True, []))
+        rows.append(lms.Rollout(prompt, [*ids, eos], completion, True, []))
     return [row for row in rows if length(row) <= room]
 
 
@@ -201,7 +204,7 @@ def train(trainer, batch, save=lambda: None, description="cold start"):
 def run(args):
     """The cold start from checkpoint to checkpoint."""
     import engine      # DeepSpeed takes seconds to start: not for those who want the trainer alone
-    if (args.out / "model.safetensors").exists():
+    if any(args.out.glob("*.safetensors")):
         raise Refused(f"{args.out} holds a finished model: give another --out")
     if not args.learning_rate > 0:
         raise Refused(f"--learning_rate {args.learning_rate} is not above 0")
@@ -219,7 +222,9 @@ def run(args):
     first, state = lms.rank_and_world()[0] == 0, args.out / "state.pt"
     checked(lambda: args.out.mkdir(parents=True, exist_ok=True))
     if state.exists():
-        trainer.resume(state, settings)
+        checked(trainer.resume, state, settings)
+    if len(set(lms.of_every_rank(trainer.step))) > 1:
+        raise Refused(f"not all ranks see {args.out}: give an --out on a file system they share")
 
     def save():
         if first and (trainer.step % args.save_every == 0 or trainer.step == args.steps):
@@ -258,3 +263,7 @@ if __name__ == "__main__":
     except Refused as problem:
         lms.leave_group()
         refuse(problem)
+    except torch.OutOfMemoryError as error:
+        refuse(f"{lms.one_line(error)}: give a smaller --micro_tokens, or --gradient_checkpointing")
+    except KeyboardInterrupt:
+        refuse("stopped; the same command goes on from the last saved step", 130)

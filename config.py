@@ -218,13 +218,16 @@ def record(config):
 def directory_problem(config):
     """How an existing run directory disagrees with the settings, or None."""
     file = config.path / "config.json"
-    if not file.exists():
-        return None
+    try:
+        if not file.exists():
+            return None
+    except OSError as error:
+        return f"--run_dir {config.run_dir} cannot be used: {error.strerror}"
     before, now = read_json(file, MEND), record(config)
     try:
         flags, contents = dict(before["config"]), dict(before["files"])
         iterations = int(flags["iterations"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return f"{file} is not what this version writes{MEND}"
     differing = [f"--{name} was {flags.get(name)!r} and is {value!r}"
                  for name, value in now["config"].items()

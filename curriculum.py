@@ -190,7 +190,7 @@ def select(tasks, size, domains, seed, order="easy_first", decline=0.0):
         domains: {domain: weight}.
         seed: anything random.Random takes.
         order: a word of ORDERS.
-        decline: the share of the curriculum that tasks without gold calls may take (ours).
+        decline: the share of `size` that tasks without gold calls may take (ours).
     """
     rng = random.Random(seed)
     tasks = rng.sample(tasks, len(tasks))

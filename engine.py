@@ -6,6 +6,7 @@ gets fp32 weights in and out without rounding, and a state that a run can resume
 
 No other file imports DeepSpeed.
 """
+import importlib
 import logging
 import os
 import shutil
@@ -112,9 +113,13 @@ def settings(config):
 
 
 def understood(settings):
-    """The settings, if DeepSpeed takes them. ValueError says in a line what is of a wrong type."""
+    """The settings, if DeepSpeed takes them. ValueError says in a line what is of a wrong type, or
+    which monitor is not installed."""
     try:
         deepspeed.DeepSpeedConfig(settings)
+        for monitor in ("tensorboard", "wandb"):
+            if settings.get(monitor, {}).get("enabled"):
+                importlib.import_module(monitor)
     except Exception as error:      # pydantic's, or whatever a wrong type leads to
         raise ValueError(one_line(error)) from None
     return settings
@@ -138,7 +143,7 @@ def laid_over(ours, user, above=""):
         free = name in ALLOWED or name.startswith(MONITORS) or value == own
         if isinstance(value, dict) and isinstance(own, dict):
             value = laid_over(own, value, name + ".")
-        elif not free or key == "device" and value not in ("cpu", "none"):
+        elif not free or value == "auto" or key == "device" and value not in ("cpu", "none"):
             raise ValueError(f"{name} cannot be {value!r}: only offloading to the cpu, sizes of "
                              "buckets and monitors are free")
         merged[key] = value

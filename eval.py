@@ -140,13 +140,15 @@ def load_sets(args):
 
 
 def score_again(args):
-    """Score the files of --score again, with the data and the limit that they were made with."""
+    """Score the files of --score again, with the data and the limit that they were made with, and
+    write the verdicts of today."""
     made, verdicts = read_json(args.score / results.SETTINGS), {}
     for name in LOADERS:
         if stored := results.read(args.score, name):
             rows = load(name, args.data or made["data"], made["limit"])
             texts = results.stored_texts(stored, name, rows)
             verdicts[name] = conclude(name, rows, texts, native.reader(made))
+            results.write(args.score, name, rows, texts, verdicts[name])
     if not verdicts:
         raise Refused(f"{args.score} holds no <set>.jsonl: give a directory that --out has written")
     say("", *results.summary_lines(verdicts))
@@ -178,9 +180,9 @@ def overlap(args):
 def ask(args):
     """The model's reasoning and calls for one's own questions and tools."""
     lines = read_text(args.questions).split("\n") if args.questions else []
-    questions = args.ask + [line.strip() for line in lines if line.strip()]
+    questions = [line.strip() for line in [*args.ask, *lines] if line.strip()]
     if not questions:
-        raise Refused(f"{args.questions} holds no question")
+        raise Refused("there is no question")
     checked("".join(questions).encode)      # half a surrogate pair is no text
     menu = read_json_as(args.tools, read_menu)
     rows = [Row(f"question {n}", Task(text, menu, [])) for n, text in enumerate(questions, 1)]
@@ -263,11 +265,17 @@ def main(argv=None):
     try:
         if own != bool(args.tools) or args.json and not own:
             raise Refused("--ask or --questions go together with --tools, and --json with them")
+        if own and (args.out or mode is not ask):
+            raise Refused("--ask and --questions print their answers: leave the other modes out")
         mode(args)
         lms.leave_group()
     except Refused as problem:
         lms.leave_group()
         refuse(problem)
+    except torch.OutOfMemoryError as error:
+        refuse(f"{lms.one_line(error)}: give a smaller --rows")
+    except (OSError, lms.NonFinite) as error:
+        refuse(error)
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def checkpoint_files(path):
     there are none."""
     folder = folder_of(path, "*.json", "*.safetensors")
     index, files = folder / "model.safetensors.index.json", [folder / "model.safetensors"]
-    if index.exists():
+    if index.exists() and not files[0].exists():      # in transformers' order
         try:
             names = set(json.loads(index.read_text())["weight_map"].values())
             files = [folder / name for name in sorted(names)]

@@ -71,7 +71,7 @@ def read_hermes(text):
     """
     blocks = after_think(text).split("<tool_call>")[1:]
     if not blocks:
-        return None, "no block"
+        return None, score.without_block(text)
     if not all("</tool_call>" in block for block in blocks):
         return None, "block not closed"
     return joined(strip_fence(block.partition("</tool_call>")[0]) for block in blocks)
@@ -85,7 +85,7 @@ def read_llama(text):
     words, tag, code = after_think(text).partition("<|python_tag|>")
     code = strip_fence(code if tag else words)
     if not tag and not code.startswith(("{", "[")):
-        return None, "no block"
+        return None, score.without_block(text)
     calls = []
     try:
         while code:
@@ -98,10 +98,12 @@ def read_llama(text):
 
 
 def read_response(template, text):
-    """By a checkpoint's response template, for which a damaged call is plain text."""
+    """By a checkpoint's response template. A damaged call is plain text to it, and not to us."""
     try:
-        calls = parse_response(text, template, prefix="").get("tool_calls")
-        return joined([json.dumps(calls)]) if calls else (None, "no block")
+        said = parse_response(text, template, prefix="")
+        if calls := said.get("tool_calls"):
+            return joined([json.dumps(calls)])
+        return None, score.without_block(text, "<tool_call" in (said.get("content") or ""))
     except Exception:      # a template is applied to whatever the model wrote
         return None, "unparsable"
 

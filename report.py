@@ -35,7 +35,8 @@ class Run:
         self.path = Path(path)
         if not (self.path / "config.json").exists():
             raise Refused(f"{path} is not a run directory: it has no config.json")
-        self.config = read_json(self.path / "config.json").get("config")
+        written = read_json(self.path / "config.json")
+        self.config = written.get("config") if isinstance(written, dict) else None
         if self.config is None:
             raise Refused(f"{path} is not a run directory: its config.json is of something else")
         self.metrics = read_log(self.path / "metrics.jsonl")
@@ -446,10 +447,11 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory")
     try:
-        runs = [Run(path) for path in parser.parse_args().runs]
+        paths = {Path(path).resolve(): path for path in parser.parse_args().runs}      # each once
+        runs = [Run(path) for path in paths.values()]
         for run in runs:
             print(write(run.path))
-    except Refused as problem:
+    except (Refused, OSError) as problem:
         refuse(problem)
     if len(runs) > 1:
         print("\n".join(["", *compare(runs)]))

@@ -332,6 +332,9 @@ def start(config, story):
             run = Run(config, files, tokenizer, score_ids, device)
         except lms.BadCheckpoint as error:
             raise Refused(f"--model {config.model}: {error}") from None
+        except (OSError, torch.OutOfMemoryError) as error:
+            fail(f"--model {config.model} cannot be loaded: {lms.one_line(error)}. --check tells "
+                 "how much memory it needs")
         if problem := check.turn_problem(tokenizer, run.actor.eos):
             run.say(problem)
         with unharmed(run):

@@ -178,7 +178,8 @@ def drop_in(tokenizer, eos):
 
 
 def write_checkpoint(path, lm, weights):
-    """Write a Hugging Face checkpoint, the weights last; `from_pretrained` loads it.
+    """Write a Hugging Face checkpoint, the weights last; `from_pretrained` loads it. OSError if the
+    disk does not take it.
 
     Args:
         path: a directory; made if it is not there.
@@ -191,5 +192,8 @@ def write_checkpoint(path, lm, weights):
     shape.dtype, shape.architectures = torch.float32, [type(lm.model).__name__]
     shape.to_json_file(path / "config.json")
     lm.model.generation_config.to_json_file(path / "generation_config.json")
-    drop_in(lm.tokenizer, lm.eos).save_pretrained(path)
+    try:
+        drop_in(lm.tokenizer, lm.eos).save_pretrained(path)
+    except Exception as error:      # the tokenizers library has none of its own for a full disk
+        raise OSError(f"{path / 'tokenizer.json'}: {error}") from None
     write_tensors(path / "model.safetensors", weights, {"format": "pt"})

@@ -74,7 +74,7 @@ def make_rows(path, elements, fill, stem, part=""):
         row = Row(f"{stem}{i}", part=part)
         try:
             fill(row, element)
-            if not row.task.question:
+            if not row.task.question.encode():      # nor is half a surrogate pair text
                 raise ValueError("the question is empty")
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             row.problem = repr(error)

@@ -146,13 +146,17 @@ def answer_lines(said, text):
 def task_hash(row):
     """Says whether two answers were given to the same question and tools, however they were put;
     None for a broken row."""
-    text = json.dumps([row.task.question, row.task.tools])
-    return None if row.problem else hashlib.sha256(text.encode()).hexdigest()[:16]
+    return None if row.problem else short_hash([row.task.question, row.task.tools])
+
+
+def short_hash(value):
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def write(out, name, rows, texts, verdicts):
     """Write a set's result file."""
     lines = [{"id": row.id, "task_hash": task_hash(row), "text": text, "calls": verdict.calls,
+              "gold_hash": short_hash([row.task.answer, row.accepted]),
               "verdict": "wrong" if verdict.error else "right",
               "error": verdict.error and verdict.error[0],
               "kind": verdict.error and verdict.error[1]}
@@ -163,8 +167,10 @@ def write(out, name, rows, texts, verdicts):
 def see_settings(out, made):
     """Refused where a directory is of other settings: its result files are all of the same."""
     path = out / SETTINGS
-    if path.exists() and read_json(path) != made:
-        raise Refused(f"{path} is of a run with other settings: give another --out")
+    before = read_json(path) if path.exists() else made
+    differing = ", ".join(name for name in made if made[name] != before.get(name, ""))
+    if differing:
+        raise Refused(f"{path} is of a run with other settings ({differing}): give another --out")
 
 
 def read(out, name):
@@ -192,16 +198,19 @@ def stored_texts(stored, name, rows):
 def compare_lines(a, b):
     """Lines on two directories of result files, row by row: which is better, and where?
 
-    Refused if they have no set in common, or were asked different questions.
+    Refused if they have no set in common, were asked different questions, or scored with other
+    gold: then `--score` brings them up to date.
     """
     lines = []
     for name in LOADERS:
         of_a, of_b = read(a, name), read(b, name)
         both = [n for n in of_a if n in of_b]
-        other = [n for n in both if of_a[n]["task_hash"] != of_b[n]["task_hash"]]
+        other = [n for n in both if any(of_a[n].get(key) != of_b[n].get(key)
+                                        for key in ("task_hash", "gold_hash"))]
         if other or of_a and of_b and not both:
             raise Refused(f"{name}: {a} and {b} were not asked the same: "
-                          + (other[0] if other else "no row in common"))
+                          + (f"{other[0]} (if the gold alone has changed, --score both again)"
+                             if other else "no row in common"))
         if both:
             right_a, right_b = ([of[n]["verdict"] == "right" for n in both] for of in (of_a, of_b))
             lines += pair_lines(name, both, right_a, right_b)

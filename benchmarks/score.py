@@ -41,8 +41,14 @@ def read(text):
         return calls, None
     if last_block(text, "tool_call_answer") is not None:
         return None, "unparsable"
-    opened = "<tool_call_answer>" in after_think(text)
-    return None, "block not closed" if opened else "no block"
+    return None, without_block(text, "<tool_call_answer>" in after_think(text))
+
+
+def without_block(text, opened=False):
+    """Kind of the format error of an answer in which no block is closed. One that was cut off, in
+    a block that was `opened` or in its thoughts, has not declined."""
+    thinking = text.rfind("<think>") > text.rfind("</think>")
+    return "block not closed" if opened or thinking else "no block"
 
 
 def error_of(calls, fault, gold, loosened=False):
@@ -189,7 +195,7 @@ def paired_difference(only_b, only_a, n):
     b, a, total = only_b + 0.5, only_a + 0.5, n + 2
     middle = (b - a) / total
     half = Z * math.sqrt((b + a) / total - middle**2) / math.sqrt(total)
-    return (only_b - only_a) / n, middle - half, middle + half
+    return (only_b - only_a) / n, max(-1.0, middle - half), min(1.0, middle + half)
 
 
 def mcnemar(only_a, only_b):

@@ -213,7 +213,8 @@ def test_variants_of_hammers_format(tmp_path):
     {"query": [{"role": "king", "content": "x"}], "tools": [fixtures.TIME], "answers": []},
     {"query": [7], "tools": [fixtures.TIME], "answers": []},
     {"query": [{"role": [], "content": "x"}], "tools": [fixtures.TIME], "answers": []},
-    {"query": "q", "tools": "[", "answers": []}])
+    {"query": "q", "tools": "[", "answers": []},
+    {"query": "Caf\ud83d", "tools": [fixtures.TIME], "answers": []}])
 def test_a_broken_row_keeps_its_place(broken, tmp_path):
     (tmp_path / "hammer").mkdir()
     (tmp_path / "hammer/toolalpaca.json").write_text(json.dumps([fixtures.TOOLALPACA[0], broken]))

@@ -18,6 +18,7 @@ import curriculum
 import eval as evaluation
 import generator
 import model as lms
+import serving
 import solver
 import tiny
 from verify import calls_equal
@@ -181,10 +182,26 @@ def test_training_goes_on_bit_for_bit(lm, tmp_path):
     rest.resume(tmp_path / "state.pt", {"seed": 0})
     coldstart.train(rest, batch)
     assert rest.step == 4
-    (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
-    with pytest.raises(ValueError, match="is damaged: remove it"):
-        rest.resume(tmp_path / "state.pt", {"seed": 0})
     assert all(torch.equal(rest.masters[name], weight) for name, weight in whole.masters.items())
+
+
+def test_a_damaged_state_is_refused(lm, tmp_path):
+    trainer, path = coldstart.Trainer(lm, 4, 1e-3), tmp_path / "state.pt"
+    trainer.save(path, {"seed": 0})
+    whole = path.read_bytes()
+    torch.save({"losses": []}, tmp_path / "other.pt")
+    torch.save(torch.zeros(2), tmp_path / "tensor.pt")
+    for content in (whole[:1000], b"", b"Hello", (tmp_path / "other.pt").read_bytes(),
+                    (tmp_path / "tensor.pt").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="state.pt is damaged: remove it"):
+            trainer.resume(path, {"seed": 0})
+
+
+def test_a_checkpoint_that_a_full_disk_cuts_is_an_error_of_the_disk(lm, tmp_path):
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        serving.write_checkpoint(tmp_path, lm, {})
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

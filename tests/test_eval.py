@@ -109,7 +109,8 @@ def test_a_null_argument_is_missing_where_others_wrote_the_gold():
 
 @pytest.mark.parametrize("answer, wanted, error", [
     (text([F, G]), [G, F], None), (text([]), [], None), ("", [], None),
-    ("<think>Hm.</think>", [F], ("format", "no block")),
+    ("<think>Hm.</think>", [F], ("format", "no block")), ("<think>Hm.</think> No.", [], None),
+    ("<think>Hm", [], ("format", "block not closed")),
     ("<tool_call_answer>[", [F], ("format", "block not closed")),
     ("<tool_call_answer>f(x=1)</tool_call_answer>", [F], ("format", "unparsable")),
     (text([F, 7]), [F], ("structural", "malformed call")),
@@ -259,6 +260,8 @@ def test_scoring_again_needs_no_model(out, tmp_path, capsys):
     fixtures.write_lines(tmp_path / "b/toolalpaca.jsonl", rows)
     evaluation.main(["--score", str(tmp_path / "b")])
     assert "toolalpaca: 60.0 % of 5 right" in capsys.readouterr().out
+    verdicts = [line["verdict"] for line in read(tmp_path / "b/toolalpaca.jsonl")]
+    assert verdicts.count("right") == 3      # --compare reads what --score has said last
     rows[0]["task_hash"] = "0"
     fixtures.write_lines(tmp_path / "b/toolalpaca.jsonl", rows)
     message = refused(["--score", str(tmp_path / "b")], capsys)
@@ -272,7 +275,7 @@ def test_a_directory_holds_answers_of_one_setting(out, data, tmp_path, capsys):
     again = ["--benchmarks", "tiny", "--data", str(data), "--out", str(tmp_path / "b"),
              "--max_completion", "96", "--limit", "3"]
     message = refused(again, capsys)
-    assert "b/settings.json is of a run with other settings" in message
+    assert "b/settings.json is of a run with other settings (limit)" in message
     assert (tmp_path / "b/settings.json").read_text() == (out / "settings.json").read_text()
 
 
@@ -325,7 +328,8 @@ def test_compare(tmp_path, capsys):
                          [{"id": "r0", "task_hash": "9", "text": "", "verdict": "right"}])
     message = refused(["--compare", str(tmp_path / "a"), str(tmp_path / "b")], capsys)
     assert "not asked the same: r0" in message
-    for line, says in (({"id": "s0", "task_hash": "9", "text": "", "verdict": "right"},
+    for line, says in (({"id": "r0", "task_hash": "0", "gold_hash": "9", "text": "",
+                         "verdict": "right"}, "--score both again"), ({"id": "s0", "task_hash": "9", "text": "", "verdict": "right"},
                         "not asked the same"), ({"id": "r0"}, "line 1: not a line that --out has")):
         fixtures.write_lines(tmp_path / "b/snips.jsonl", [line])
         assert says in refused(["--compare", str(tmp_path / "a"), str(tmp_path / "b")], capsys)

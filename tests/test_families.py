@@ -5,6 +5,7 @@ Run by itself, `python tests/test_families.py DIR` takes a GRPO step with each m
 """
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -257,7 +258,12 @@ def test_a_directory_with_parts_missing_is_refused(llama):
         shard.write_bytes(whole[:len(whole) // 2])
         assert f"{shard.name} is damaged" in refusal(llama)
         shard.write_bytes(whole)
-    for file, says in (("model.safetensors.index.json", "model.safetensors is missing"),
+    index, one = llama / "model.safetensors.index.json", llama / "model.safetensors"
+    shutil.copy(next(llama.glob("model-*.safetensors")), one)
+    assert lms.checkpoint_files(llama) == [one]      # as transformers reads a folder with both
+    one.unlink()
+    assert one not in lms.checkpoint_files(llama)
+    for file, says in ((index.name, "model.safetensors is missing"),
                        ("tokenizer.json", "no tokenizer to be read"),
                        ("config.json", "to be read")):
         (llama / file).unlink()

@@ -45,6 +45,7 @@ def write(path, value):
     ({"bf16": {"bf16_master_weights_and_grads": True}}, "bf16_master_weights_and_grads"),
     ({"zero_optimization": {"param_persistence_threshold": 9}}, "param_persistence_threshold"),
     ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "offload_optimizer.device"),
+    ({"zero_optimization": {"reduce_bucket_size": "auto"}}, "reduce_bucket_size"),
     ([1], "no JSON object")])
 def test_settings_that_would_change_the_step_are_refused_by_name(tmp_path, settings, named):
     with pytest.raises(Refused, match=re.escape(named)):
@@ -59,6 +60,13 @@ def test_settings_of_a_wrong_type_are_refused_in_one_line(tmp_path, settings, na
     with pytest.raises(Refused, match=rf"ds\.json: .*{re.escape(named)}") as refused:
         engine.settings(Config(deepspeed=str(write(tmp_path / "ds.json", settings))))
     assert "\n" not in str(refused.value)
+
+
+def test_a_monitor_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    file = write(tmp_path / "ds.json", {"wandb": {"enabled": True}})
+    with pytest.raises(Refused, match=r"ds\.json: .*wandb"):
+        engine.settings(Config(deepspeed=str(file)))
 
 
 def test_settings_are_merged_under_ours(tmp_path):
