@@ -475,7 +475,9 @@ def refused(arguments, capsys):
     (["--compare", "/nowhere", "/nowhere"], "/nowhere"), (["--overlap", "/nowhere"], "/nowhere"),
     (["--cross_play", "/nowhere"], "/nowhere"), (["--tools", "/nowhere", "--ask", "x"], "/nowhere"),
     ([*TOOLS, "--questions", "/dev/null"], "no question"),
-    ([*TOOLS, "--ask", "Go to \udcff"], "surrogates"),
+    ([*TOOLS, "--ask", "Go to \udcff"], "surrogates"), ([*TOOLS, "--ask", " "], "no question"),
+    ([*TOOLS, "--ask", "x", "--out", "r"], "other modes"),
+    ([*TOOLS, "--ask", "x", "--score", "r"], "other modes"),
     (["--max_completion", "5000"], "5000"), (["--out", "/dev/null/x"], "/dev/null")])
 def test_bad_input_is_one_line(arguments, named, capsys):
     assert named in refused(arguments, capsys)
