@@ -462,7 +462,9 @@ def conversation(rng, request, said):
             text += f"\nAgent: {rng.choice(ASKING_FOR).format(w=words)}\nUser: {value}."
         return text
     rest = joined(rest).lstrip(" ,.") or "no, that is all"
-    return f"{text}\nAgent: {rng.choice(ASKING)}\nUser: {rest[0].upper()}{rest[1:]}."
+    if not any(rest.startswith(value) for _, _, value in said):      # a value keeps its case
+        rest = rest[0].upper() + rest[1:]
+    return f"{text}\nAgent: {rng.choice(ASKING)}\nUser: {rest}."
 
 
 def make_question(rng, wanted, calls, context):
@@ -501,6 +503,8 @@ def make_task(rng, spec, lean=False):
     if spec.calls == 2 and rng.random() < 0.4 and made[0].parameters:
         wanted = [made[0]] * 2
     calls = [make_call(rng, tool, lean) for tool in wanted]
+    if len(calls) == 2 and wanted[0] is wanted[1]:      # "the same again" leaves nothing out
+        calls[1]["arguments"] = calls[0]["arguments"] | calls[1]["arguments"]
     question = make_question(rng, wanted, calls, spec.context)
     if spec.calls == 0:
         made, calls = made[1:], []

@@ -80,8 +80,9 @@ def worker(command, first=None, **options):
     def turn(n):
         send(signal.SIGCONT)
         line = first + "\n" if first and n == 0 else ""
-        process.stdin.write(line + "go\n")
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):      # it has ended: what follows says so
+            process.stdin.write(line + "go\n")
+            process.stdin.flush()
         for line in process.stdout:
             if line.startswith("measured "):
                 send(signal.SIGSTOP)

@@ -98,6 +98,8 @@ def main():
     parser.add_argument("--worker", choices=("ours", "plain"), help=argparse.SUPPRESS)
     parser.add_argument("--gradient", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.hidden < 128 or args.hidden % 128:
+        parser.error(f"--hidden {args.hidden} is not a multiple of 128")
     if args.worker:
         return measure(args)
     with tempfile.TemporaryDirectory() as folder:

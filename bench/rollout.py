@@ -12,6 +12,7 @@ Everybody draws from the same softmax at temperature 1; tokens behind an EOS do 
 import json
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def vllm(lm, prompts, args):
     task = {"model": str(args.model), "dtype": args.dtype, "prompts": prompts,
             "samples": args.samples, "most": args.most, "eos": list(lm.eos)}
     # Its CPU build wants Intel's OpenMP, which pip has put into the environment.
-    openmp = Path(args.vllm).parents[1] / "lib/libiomp5.so"
+    openmp = Path(shutil.which(args.vllm) or args.vllm).absolute().parents[1] / "lib/libiomp5.so"
     variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR",
                  "HF_HUB_OFFLINE": "1",
                  # Every core that we have; by itself it would leave one to the rest of vLLM.

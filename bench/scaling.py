@@ -118,6 +118,7 @@ def main():
     args = parser.parse_args()
     if args.worker:
         return measure(args)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     curves = {(axis, work, name): [point(args, work, name, START | {axis: START[axis] * 2**n})
                                    for n in range(args.points)]
               for axis in AXES for work, names in WORK.items() for name in names}
