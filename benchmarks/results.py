@@ -168,8 +168,8 @@ def see_settings(out, made):
     """Refused where a directory is of other settings: its result files are all of the same."""
     path = out / SETTINGS
     before = read_json(path) if path.exists() else made
-    differing = ", ".join(name for name in made if made[name] != before.get(name, ""))
-    if differing:
+    if before != made:
+        differing = ", ".join(name for name in made if made[name] != before.get(name))
         raise Refused(f"{path} is of a run with other settings ({differing}): give another --out")
 
 

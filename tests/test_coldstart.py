@@ -250,6 +250,13 @@ def test_one_command_writes_a_model_that_loads_and_two_ranks_write_the_same(tmp_
     assert code == 2 and "holds a finished model: give another --out" in output
 
 
+def test_ranks_that_do_not_go_on_from_one_state_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [*map(str, SMALL), "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(lms, "of_every_rank", lambda step: [step, step + 20])
+    with pytest.raises(ValueError, match="not all ranks see .*out: give an --out"):
+        coldstart.main()
+
+
 def test_a_full_disk_is_one_line(tmp_path):
     code, output = call(
         sys.executable, *SMALL, "--out", tmp_path / "out", ok=False,

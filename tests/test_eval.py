@@ -329,7 +329,8 @@ def test_compare(tmp_path, capsys):
     message = refused(["--compare", str(tmp_path / "a"), str(tmp_path / "b")], capsys)
     assert "not asked the same: r0" in message
     for line, says in (({"id": "r0", "task_hash": "0", "gold_hash": "9", "text": "",
-                         "verdict": "right"}, "--score both again"), ({"id": "s0", "task_hash": "9", "text": "", "verdict": "right"},
+                         "verdict": "right"}, "--score both again"),
+                       ({"id": "s0", "task_hash": "9", "text": "", "verdict": "right"},
                         "not asked the same"), ({"id": "r0"}, "line 1: not a line that --out has")):
         fixtures.write_lines(tmp_path / "b/snips.jsonl", [line])
         assert says in refused(["--compare", str(tmp_path / "a"), str(tmp_path / "b")], capsys)

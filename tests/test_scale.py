@@ -5,6 +5,7 @@ import json
 import random
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +61,15 @@ def test_settings_of_a_wrong_type_are_refused_in_one_line(tmp_path, settings, na
     with pytest.raises(Refused, match=rf"ds\.json: .*{re.escape(named)}") as refused:
         engine.settings(Config(deepspeed=str(write(tmp_path / "ds.json", settings))))
     assert "\n" not in str(refused.value)
+
+
+def test_a_run_directory_that_cannot_be_entered_is_named(tmp_path, monkeypatch):
+    def refuses(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    config = Config(run_dir=str(tmp_path))
+    monkeypatch.setattr(Path, "exists", refuses)
+    assert directory_problem(config).endswith("cannot be used: Permission denied")
 
 
 def test_a_monitor_that_is_not_installed_is_refused(tmp_path, monkeypatch):
