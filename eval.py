@@ -90,8 +90,10 @@ def join_ranks():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_model(path, device, dtype=torch.bfloat16):
-    """LM from a directory, a hub name, or "tiny"."""
+def load_model(path, device, fp32=False):
+    """LM from a directory, a hub name, or "tiny", which computes in bf16 unless fp32 is asked
+    for."""
+    dtype = torch.float32 if fp32 else torch.bfloat16
     path = tiny.PATH if path == "tiny" else path
     return checked(lms.load, path, checked(lms.load_tokenizer, path, TAGS), dtype, device)
 
@@ -103,12 +105,13 @@ def load_model(path, device, dtype=torch.bfloat16):
 def evaluate(args):
     """Load, solve, score, print."""
     sets, verdicts = load_sets(args), {}
-    lm = load_model(args.model, join_ranks())
+    lm = load_model(args.model, join_ranks(), args.fp32)
     convention = native.convention(lm.tokenizer, args.native)
     if convention:
         say(f"prompt: the model's own, answers read as {convention['native']}")
     made = {"model": args.model, "data": str((args.data or DATA).resolve()), "limit": args.limit,
-            "max_completion": args.max_completion, "native": None} | convention
+            "max_completion": args.max_completion, "fp32": args.fp32,
+            "native": None} | convention
     if args.out:
         checked(lambda: args.out.mkdir(parents=True, exist_ok=True))
         results.see_settings(args.out, made)
@@ -186,7 +189,7 @@ def ask(args):
     checked("".join(questions).encode)      # half a surrogate pair is no text
     menu = read_json_as(args.tools, read_menu)
     rows = [Row(f"question {n}", Task(text, menu, [])) for n, text in enumerate(questions, 1)]
-    lm = load_model(args.model, join_ranks())
+    lm = load_model(args.model, join_ranks(), args.fp32)
     read = native.reader(native.convention(lm.tokenizer, args.native))
     for row, text in zip(rows, answer(lm, "questions", rows, args)):
         calls, fault = (None, "prompt too long") if text is None else read(text)
@@ -203,10 +206,9 @@ def cross_play(args):
     config = read_json(run / "config.json")["config"]
     solvers = {0: config["model"]} | {i: run / f"iter{i}/solver" for i in chosen
                                       if (run / f"iter{i}/solver").is_dir()}
-    dtype = torch.bfloat16 if config["dtype"] == "bf16" else torch.float32
     cells, device = [], join_ranks()
     for i, path in solvers.items():
-        lm = load_model(path, device, dtype)
+        lm = load_model(path, device, config["dtype"] == "fp32")
         for j, tasks in chosen.items():
             texts = solve(lm, [encode(lm, task) for task in tasks], config["max_verify"],
                           config["sample_rows"], f"Solver {i}, curriculum {j}")
@@ -237,6 +239,7 @@ def parse(argv):
     parser.add_argument("--out", type=Path, help="directory for one <set>.jsonl each")
     parser.add_argument("--max_completion", type=positive, default=1024, help="tokens")
     parser.add_argument("--rows", type=positive, default=64, help="answers decoded together")
+    parser.add_argument("--fp32", action="store_true", help="compute in fp32, not in bf16")
     one_of = parser.add_mutually_exclusive_group()
     one_of.add_argument("--score", type=Path, metavar="DIR", help="score what --out wrote again")
     one_of.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two of --out")

@@ -38,7 +38,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 import transformers
 from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError, safe_open
@@ -578,8 +577,11 @@ class GroupCache:
         """Drop rows, and the prompts that no row needs any more; make room for `more` positions."""
         # Zeros, not empty: a masked position has weight 0, and 0 x NaN would be NaN. Layer by
         # layer, or there would be two of all.
+        all_stay = bool(stay_B.all())
         for n, layer in enumerate(self.own):
-            self.own[n] = tuple(F.pad(kv[stay_B], (0, 0, 0, more)) for kv in layer)
+            kept = [kv if all_stay else kv[stay_B] for kv in layer]
+            self.own[n] = tuple(torch.cat((kv, kv.new_zeros(*kv.shape[:2], more, kv.shape[3])), 2)
+                                for kv in kept)
         needed, self.group_B = self.group_B[stay_B].unique(return_inverse=True)
         if len(needed) < len(self.length_P):
             for n, layer in enumerate(self.prompts):
@@ -843,6 +845,7 @@ class Packed(NamedTuple):
     group_B: torch.Tensor        # the prompt of each completion
     seen_BCS: torch.Tensor       # which of its prompt's T and its own C tokens a token sees
     home_N: torch.Tensor         # where in (P x T) + (B x C) each token is
+    biases: dict                 # by text and window, to add to its scores: all layers share them
 
     def attend(self, module, query, key, value, scaling, window):
         """Attention, (1, N, heads, D): a prompt sees itself, a completion its prompt and itself;
@@ -866,12 +869,14 @@ class Packed(NamedTuple):
         for n, seen in enumerate(self.sees):
             key, value = (torch.cat([x[i] for i in seen], 1) for x in (keys, values))
             L, S = self.lengths[n], key.shape[1]
-            never = query.new_full((L, S), -torch.inf)
-            hidden = never.triu(S - L + 1)                     # what is still to come
-            if window < S:
-                hidden = hidden + never.tril(S - L - window)   # what is too far back
+            if (n, window) not in self.biases:
+                never = query.new_full((L, S), -torch.inf)
+                hidden = never.triu(S - L + 1)                     # what is still to come
+                if window < S:
+                    hidden = hidden + never.tril(S - L - window)   # what is too far back
+                self.biases[n, window] = hidden.repeat(R, 1)
             # In bf16 as in the sampler: softmax itself computes in fp32.
-            weight = torch.baddbmm(hidden.repeat(R, 1), queries[n], key.mT, alpha=scaling)
+            weight = torch.baddbmm(self.biases[n, window], queries[n], key.mT, alpha=scaling)
             out.append((weight.softmax(-1) @ value).view(K * R, L, value.shape[-1]))
         return torch.cat(out, 1).transpose(0, 1)[None]
 
@@ -931,7 +936,7 @@ def pack(groups, device):
     place = torch.cat((prompt_PT.flatten(), own_BC.flatten()))
     home_N = place.argsort()[-len(ids):]      # what pads comes first
     return Packed(torch.tensor(ids, device=device), torch.tensor(position, device=device), lengths,
-                  sees, *(x.to(device) for x in (prompt_PT, own_BC, group_B, seen_BCS, home_N)))
+                  sees, *(x.to(device) for x in (prompt_PT, own_BC, group_B, seen_BCS, home_N)), {})
 
 
 def token_logprobs(model, packed, temperature=1.0, tokens=None):

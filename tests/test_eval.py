@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given, strategies as st
 
 import conftest
@@ -279,6 +280,16 @@ def test_a_directory_holds_answers_of_one_setting(out, data, tmp_path, capsys):
     assert (tmp_path / "b/settings.json").read_text() == (out / "settings.json").read_text()
 
 
+@pytest.mark.parametrize("flags, dtype", [([], torch.bfloat16), (["--fp32"], torch.float32)])
+def test_what_an_evaluation_computes_in(flags, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "answer", lambda lm, name, rows, args: (
+        seen.append(lm.model.dtype) or [None] * len(rows)))
+    seen = []
+    evaluation.main(["--limit", "1", *flags, "--out", str(tmp_path)])
+    assert seen == [dtype]
+    assert json.loads((tmp_path / "settings.json").read_text())["fp32"] == bool(flags)
+
+
 def test_what_is_decoded_together_does_not_depend_on_the_ranks(monkeypatch):
     """Of each slice the sampler takes `rows` prompts at a time, by length."""
     rng, chunks = random.Random(0), {}
@@ -404,7 +415,7 @@ def says(monkeypatch):
     """Makes the model say given texts, one for each question."""
     def speak(*texts):
         monkeypatch.setattr(evaluation, "load_model",
-                            lambda path, device: lms.LM(None, None, ()))
+                            lambda *args: lms.LM(None, None, ()))
         monkeypatch.setattr(evaluation, "answer", lambda lm, label, rows, args: texts)
     return speak
 

@@ -156,6 +156,22 @@ def test_the_forecast_knows_architectures_that_name_less():
     assert found == check.forecast(shape, Config(), 1)
 
 
+@pytest.mark.parametrize("bf16, fp32, dtype, said", [
+    (3e-4, 2e-4, "bf16", "1.5 times as fast in fp32"), (2e-4, 3e-4, "bf16", None),
+    (3e-4, 2e-4, "fp32", None)])
+def test_bf16_where_a_cpu_is_slower_in_it(bf16, fp32, dtype, said, monkeypatch):
+    seconds = {torch.bfloat16: bf16, torch.float32: fp32}
+    monkeypatch.setattr(check, "product_seconds", seconds.get)
+    problem = check.dtype_problem(Config(dtype=dtype))
+    assert (said in problem) if said else problem is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert check.dtype_problem(Config(dtype=dtype)) is None
+
+
+def test_a_product_takes_time():
+    assert 0 < check.product_seconds(torch.float32) < 1
+
+
 def test_check_prints_its_table_and_loads_no_weights(tmp_path):
     output = call(sys.executable, "selfplay.py", "--check", "--run_dir", tmp_path / "run")
     for part in ("peak", "EOS ids", "the scores 1 to 5 are the tokens", "disk", "survives"):

@@ -441,7 +441,7 @@ def checkpoint(small_run):
 
     import eval as evaluation
     path = small_run / "iter1" / "solver"
-    return str(path), evaluation.load_model(path, torch.device("cpu"), torch.float32)
+    return str(path), evaluation.load_model(path, torch.device("cpu"), fp32=True)
 
 
 @pytest.fixture(scope="module", params=["transformers", "vllm"])
