@@ -45,6 +45,10 @@ def init_distributed(timeout=30):
     os.environ.setdefault("LOCAL_RANK", "0")      # some schedulers set the other four only
     if "RANK" not in os.environ:      # port 0: any that is free
         os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    if missing := [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+                   if name not in os.environ]:
+        raise Refused(f"RANK is set in the environment, but not {', '.join(missing)}: start it "
+                      "under a launcher, or unset RANK")
     # On a CPU, a compiled kernel is kept for each of up to 1024 shapes: with packed rows, no two
     # steps have the same.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

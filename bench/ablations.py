@@ -11,7 +11,8 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from disk import read_json      # noqa: E402
+from cli import Parser      # noqa: E402
+from disk import read_json
 from report import spread, t_interval, table
 
 SEEDS = range(5)
@@ -68,14 +69,18 @@ def row(folder, name):
             f"{mean(sizes or [0]):.0f}", ROWS[name][1], len(runs)]
 
 
-def main(what, folder="runs/ablations"):
-    if what == "commands":
-        lines = commands(folder)
+def main():
+    parser = Parser(description=__doc__)
+    parser.add_argument("what", choices=("table", "commands"))
+    parser.add_argument("folder", nargs="?", default="runs/ablations")
+    args = parser.parse_args()
+    if args.what == "commands":
+        lines = commands(args.folder)
     else:
-        rows = [row(folder, name) for name in ROWS]
+        rows = [row(args.folder, name) for name in ROWS]
         lines = table(HEAD, [cells for cells in rows if cells[-1]])
     print("\n".join(lines))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -24,8 +24,19 @@ def parser(description, rounds=5):
 
 def add_model(parser, default):
     """--model and --dtype."""
-    parser.add_argument("--model", default=default, help="directory of a checkpoint")
+    parser.add_argument("--model", default=default, type=checkpoint,
+                        help="directory of a checkpoint")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+
+
+def checkpoint(path):
+    """A checkpoint, as a type of an argument."""
+    import model as lms      # loads torch: a script may have something to say before it
+    try:
+        lms.checkpoint_files(path)
+        return path
+    except lms.BadCheckpoint as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def fresh(command):

@@ -50,6 +50,15 @@ def test_a_worker_that_ends_early_is_named(common):
         turn(0)
 
 
+def test_a_model_that_is_not_there_is_one_line(common, capsys):
+    parser = common.parser("A bench.")
+    common.add_model(parser, None)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--model", "/no/such/model"])
+    assert capsys.readouterr().err.splitlines()[-1].endswith(
+        "and the hub does not know it or cannot be reached")
+
+
 def test_the_gpu_script_runs_on_a_cpu(tmp_path):
     """All of it, with tiny sizes: what a GPU alone can do is skipped with a reason."""
     variables = {"OUT": str(tmp_path), "PYTHON": sys.executable}

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+import engine
+from cli import Refused
 from conftest import (ROOT, SMALL, call, call_ranks, free_port, is_free, kill_group, same, start,
                       start_ranks, steps_logged, wait_for)
 
@@ -75,3 +77,12 @@ def test_a_directory_that_one_node_does_not_see_is_refused(tmp_path):
     assert [rank.returncode for rank in ranks] == [2, 2]
     assert "is not on a file system that all ranks share" in outputs[0]
     assert "Traceback" not in "".join(outputs)
+
+
+def test_a_rank_without_the_rest_of_a_launcher_is_refused(monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(Refused, match="RANK is set .* but not MASTER_ADDR, MASTER_PORT: "):
+        engine.init_distributed()
