@@ -15,7 +15,7 @@ The forecast adds up tensors that are there at the same time:
 import copy
 import os
 import shutil
-import time
+import timeit
 from types import SimpleNamespace
 
 import torch
@@ -27,7 +27,7 @@ import generator
 import model as lms
 import solver
 import tiny
-from cli import Refused
+from cli import Refused, checked
 
 GIB = 2**30
 LIVE_PARAMETERS = 10**9      # DeepSpeed's own stage3_max_live_parameters: gathered at a time
@@ -111,10 +111,7 @@ def disk_bytes(parameters, iterations):
 def report(config):
     """Print what the run needs and what there is."""
     tokenizer, score_ids, shape, N = read_model(config)
-    try:
-        about = model_lines(config, shape, tokenizer, score_ids)
-    except ValueError as error:
-        raise Refused(f"--model {config.model}: {error}") from None
+    about = checked(model_lines, config, shape, tokenizer, score_ids)
     worlds = sorted({1, 2, 4, 8, int(os.environ.get("WORLD_SIZE", 1))})
     columns = [forecast(shape, config, world) for world in worlds]
     print(f"{config.model}: {N:,} parameters in {config.dtype}\n")
@@ -155,7 +152,7 @@ def model_lines(config, shape, tokenizer, score_ids):
     if getattr(small, "layer_types", None):
         small.layer_types = small.layer_types[:2]
     if problem := lms.model_problem(lms.LM(lms.from_config(small), tokenizer, eos)):
-        raise ValueError(problem)
+        raise ValueError(f"--model {config.model}: {problem}")
     turn = turn_problem(tokenizer, eos)
     return [f"{'model':18}two layers of it, with random weights, sample and score as transformers "
             "has them",
@@ -192,18 +189,14 @@ def dtype_problem(config):
         return None
     faster = product_seconds(torch.bfloat16) / product_seconds(torch.float32)
     return (f"this CPU computes {faster:.1f} times as fast in fp32 as in bf16: --dtype fp32 saves "
-            "time, and takes more memory" if faster > 1.2 else None)
+            f"time, and --micro_tokens {config.micro_tokens // 2} the memory that it costs"
+            if faster > 1.2 else None)
 
 
 def product_seconds(dtype):
     """Seconds of a matrix product as a decoding step has it; the best of some."""
     rows, weights = torch.ones(64, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-    seconds = []
-    for _ in range(20):
-        started = time.perf_counter()
-        rows @ weights.T
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    return min(timeit.repeat(lambda: rows @ weights.T, repeat=20, number=1))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -212,14 +205,12 @@ def product_seconds(dtype):
 
 def check_step(config, groups, eos, metrics):
     """AssertionError unless a step's samples and log-probs are what GRPO assumes."""
-    for rollout in (rollout for group in groups for rollout in group):
+    for rollout in lms.flat(groups):
         ends = [n for n, token in enumerate(rollout.ids) if token in eos]
         if rollout.finished:
-            assert ends == [len(rollout.ids) - 1], (
-                "a finished completion does not end at its first EOS")
+            assert ends == [len(rollout.ids) - 1], "finished, but not at its first EOS"
         else:
-            assert not ends and len(rollout.ids) == config.max_completion, (
-                "a cut completion is not full")
+            assert not ends and len(rollout.ids) == config.max_completion, "cut, but not full"
     limit = 1e-4 if config.dtype == "fp32" else 0.05      # 0.023 at random weights of 1.5B
     assert metrics["sampler_gap"] < limit, (
         f"sampler and trainer differ by {metrics['sampler_gap']:.4f} nats")

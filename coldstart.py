@@ -14,7 +14,6 @@ and the examples of a step depend on the seed and its number alone: the same com
 where it was, bit for bit.
 """
 import math
-import os
 import time
 from pathlib import Path
 
@@ -29,7 +28,7 @@ import grpo
 import model as lms
 import serving
 from cli import Parser, Refused, checked, positive, refuse
-from disk import write_json
+from disk import replacing, write_json
 from generator import TAGS
 from verify import Task
 
@@ -118,13 +117,12 @@ class Trainer:
     def save(self, path, settings):
         """Write all that the next step depends on, replacing the file as a whole. OSError if the
         disk does not take it."""
-        part = path.with_suffix(".part")
         try:
-            torch.save({"settings": settings, "losses": self.losses, "masters": self.masters,
-                        "optimizer": self.optimizer.state_dict()}, part)
+            with replacing(path) as part:
+                torch.save({"settings": settings, "losses": self.losses, "masters": self.masters,
+                            "optimizer": self.optimizer.state_dict()}, part)
         except RuntimeError as error:
             raise OSError(f"{path} cannot be written: {lms.one_line(error)}") from None
-        os.replace(part, path)
 
     @torch.no_grad()
     def resume(self, path, settings):

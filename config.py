@@ -179,8 +179,7 @@ def parse(argv):
     given.pop("local_rank")
     action = given.pop("action")
     config = Config(**PRESETS[given["preset"]] | given)
-    problem = find_problem(config)
-    if problem:
+    if problem := find_problem(config):
         refuse(problem)
     return config, action
 
@@ -236,10 +235,8 @@ def directory_problem(config):
         differing.append(f"--iterations was {iterations} and is {config.iterations}")
     differing += [f"the file of --{name} has changed" for name, value in now["files"].items()
                   if contents.get(name) != value]
-    if differing:
-        return (f"{config.path} holds a run with other settings: {'; '.join(differing)}. "
-                "Give another --run_dir")
-    return None
+    return (f"{config.path} holds a run with other settings: {'; '.join(differing)}. "
+            "Give another --run_dir" if differing else None)
 
 
 def sources():

@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -30,16 +31,22 @@ LOGS = ("metrics.jsonl", "samples.jsonl", "timings.jsonl")
 MEND = ": put back a copy, or give another --run_dir"
 
 
-def replace_file(path, text):
-    """Write a file so that a reader, or a crash, sees the old one or the new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
+@contextmanager
+def replacing(path):
+    """The path of a part to write. Once it is on the disk, it takes the file's place: a reader, or
+    a crash, sees the old one or the new one, never a part."""
+    part = Path(f"{path}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    yield part
+    with open(part, "rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)
+
+
+def replace_file(path, text):
+    """Write a text file, replacing it as a whole."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_json(path, value):
@@ -48,14 +55,11 @@ def write_json(path, value):
 
 def write_tensors(path, tensors, metadata=None):
     """Write a safetensors file, replacing it as a whole. OSError if the disk does not take it."""
-    part = Path(path).with_suffix(".part")
     try:
-        save_file(tensors, part, metadata)
+        with replacing(path) as part:
+            save_file(tensors, part, metadata)
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(path)) from None
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def read_text(path):
@@ -238,9 +242,7 @@ class Directory:
             False if a rank's file did not come.
         """
         step = {"iteration": i, "phase": phase, "done": done, "world": self.world}
-        file = self._shard(step, self.rank)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(file, tensors)
+        write_tensors(self._shard(step, self.rank), tensors)
         if self.rank == 0:
             step["sizes"] = self._sizes()
             deadline = time.time() + patience

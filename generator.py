@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from verify import Task, grounded, last_block, read_calls, read_tools, required_given
+from verify import Task, grounded, last_block, read_calls, read_tools
 
 DOMAINS = {domain: 1.0 for domain in """
     finance healthcare productivity retail_ecommerce scheduling database cloud_infrastructure system
@@ -171,7 +171,9 @@ def validity_reward(draft, grounding=True):
         return 0.0
     menu = {tool["name"]: tool for tool in draft.tools}
     known = len(menu) == len(draft.tools) and all(call["name"] in menu for call in draft.calls)
-    required = all(required_given(call, menu) for call in draft.calls)
+    required = all(call["name"] in menu
+                   and set(menu[call["name"]]["required"]) <= set(call["arguments"])
+                   for call in draft.calls)
     valued = not draft.calls or any(call["arguments"] for call in draft.calls)
     return 0.4 * known + 0.4 * required + 0.2 * (
         not grounding or valued and grounded(draft.calls, draft.question or ""))

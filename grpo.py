@@ -46,7 +46,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from model import NonFinite, pack, rank_and_world
+from model import NonFinite, flat, pack, rank_and_world
 
 # ---------------------------------------------------------------------------------------------
 # The two equations
@@ -110,10 +110,6 @@ class MicroBatch:
     adv_B: torch.Tensor
     weight_B: torch.Tensor    # in the loss; 0 for a row that only keeps ranks in step
     tokens: int               # completion tokens, of the rank that has most
-
-    @property
-    def rollouts(self):
-        return list(itertools.chain(*self.groups))
 
 
 def cut(groups, rank, world, budget):
@@ -204,7 +200,7 @@ def step(engine, groups, reward_PG, rate, budget, epsilon=0.2, updates=1, commit
             sums = accumulate(engine, batches, old, epsilon)
         norm = engine.update(rate)
         if not math.isfinite(norm):
-            raise NonFinite("the gradient", [r for batch in batches for r in batch.rollouts])
+            raise NonFinite("the gradient", flat(groups))
     # 3) Metrics. In the first pass the policy is still the sampler; clipping shows in the last one.
     both = torch.stack([first, sums])
     if rank_and_world()[1] > 1:
@@ -227,16 +223,17 @@ def accumulate(engine, batches, old, epsilon):
     """
     sums = torch.zeros(5, dtype=torch.float64, device=engine.device)
     for batch, old_BC in zip(batches, old):
+        rollouts = flat(batch.groups)
         logp_BC, entropy_BC, mask_BC = engine.logprobs(pack(batch.groups, engine.device),
                                                        batch.tokens)
         bad_B = ~torch.isfinite(logp_BC).all(1)
         if bad_B.any():
-            raise NonFinite("a log-probability", list(itertools.compress(batch.rollouts, bad_B)))
+            raise NonFinite("a log-probability", list(itertools.compress(rollouts, bad_B)))
         if old_BC is None:
             old_BC = logp_BC.detach()
         loss, clip_share = grpo_loss(logp_BC, old_BC, batch.adv_B, mask_BC, batch.weight_B, epsilon)
         engine.backward(loss, last=batch is batches[-1])
-        sampled_BC = pad_sequence([torch.tensor(r.logps) for r in batch.rollouts],
+        sampled_BC = pad_sequence([torch.tensor(r.logps) for r in rollouts],
                                   batch_first=True).to(engine.device)
         real_BC = mask_BC & (batch.weight_B > 0)[:, None]
         gap_BC = (logp_BC.detach() - sampled_BC).abs() * real_BC

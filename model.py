@@ -75,6 +75,11 @@ class Rollout:
     logps: list        # log-probability of each id under the sampler's distribution
 
 
+def flat(groups):
+    """The Rollouts of all groups in one list."""
+    return [rollout for group in groups for rollout in group]
+
+
 class NonFinite(ArithmeticError):
     """A number is NaN or infinite.
 
@@ -336,7 +341,7 @@ def proof_gap(model, groups):
     """Mean distance, in nats, of sampled and of packed log-probs from the model's own: the larger
     of the two."""
     logp_BC, _, mask_BC = token_logprobs(model, pack(groups, model.device))
-    rollouts = [rollout for group in groups for rollout in group]
+    rollouts = flat(groups)
     sampled = torch.tensor([x for rollout in rollouts for x in rollout.logps], device=model.device)
     model.set_attn_implementation("eager")
     own = torch.cat([own_logprobs(model, rollout) for rollout in rollouts])
@@ -776,8 +781,7 @@ def sample_chunk(lm, prompts, keys, temperature, max_tokens):
     rows = zip(*(x.tolist() for x in (decoder.ids_BT, decoder.logp_BT, count_B, finished_B)))
     groups = [[make_rollout(lm, prompt, *next(rows)) for _ in group]
               for prompt, group in zip(prompts, keys)]
-    if bad := [rollout for group in groups for rollout in group
-               if not all(map(math.isfinite, rollout.logps))]:
+    if bad := [rollout for rollout in flat(groups) if not all(map(math.isfinite, rollout.logps))]:
         raise NonFinite("a sampled log-probability", bad)
     return groups
 

@@ -33,12 +33,10 @@ class Run:
     def __init__(self, path):
         """Refused if the directory is no run, or is damaged."""
         self.path = Path(path)
-        if not (self.path / "config.json").exists():
-            raise Refused(f"{path} is not a run directory: it has no config.json")
-        written = read_json(self.path / "config.json")
-        self.config = written.get("config") if isinstance(written, dict) else None
-        if self.config is None:
-            raise Refused(f"{path} is not a run directory: its config.json is of something else")
+        try:
+            self.config = read_json(self.path / "config.json")["config"]
+        except (KeyError, TypeError):
+            raise Refused(f"{path} is no run: its config.json is of something else") from None
         self.metrics = read_log(self.path / "metrics.jsonl")
         self.timings = read_log(self.path / "timings.jsonl")
         # Counters of held-out answers: right, or the class of the error

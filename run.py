@@ -46,11 +46,6 @@ SAVE_SECONDS = 15    # to save the last step in; the launcher gives its ranks 30
 GO_ON = "What is finished is saved; the same command goes on from there."
 
 
-def flat(groups):
-    """Rollouts of all groups in one list."""
-    return [rollout for group in groups for rollout in group]
-
-
 class Run:
     """What the story works with.
 
@@ -132,7 +127,7 @@ class Run:
             groups = lms.sample(lm, [self.encode(chat) for chat in chats], samples,
                                 self.key(purpose), temperature, max_tokens,
                                 self.config.sample_rows, first)
-        self.tokens += sum(len(rollout.ids) for rollout in flat(groups))
+        self.tokens += sum(len(rollout.ids) for rollout in lms.flat(groups))
         return groups
 
     def in_slices(self, purpose, items, samples, work):
@@ -204,7 +199,7 @@ class Run:
             parts: {name: reward} of each rollout, group after group; the reward is their sum.
             metrics: more to log.
         """
-        config, rollouts = self.config, flat(groups)
+        config, rollouts = self.config, lms.flat(groups)
         reward_PG = torch.tensor([sum(part.values()) for part in parts]).view(len(groups), -1)
         rate = self.of_role("learning_rate") * (1 - self.step / self.total)      # linear to 0
         # Weights and logs change together. Where an error comes between, the lock stays held, and
@@ -326,8 +321,7 @@ def start(config, story):
     device = engine.init_distributed(config.collective_timeout)
     files = open_directory(config)
     if [config.iterations, "evaluation"] not in files.state["finished"]:
-        needed = check.disk_bytes(size, config.iterations)
-        on_rank0(lambda: files.see_room(needed))
+        on_rank0(lambda: files.see_room(check.disk_bytes(size, config.iterations)))
         try:
             run = Run(config, files, tokenizer, score_ids, device)
         except lms.BadCheckpoint as error:

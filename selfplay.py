@@ -9,7 +9,7 @@
 One iteration: train the Generator against the frozen Solver; let it write a pool of tasks and build
 the curriculum; train the Solver on it. The same command again resumes after the last saved step.
 """
-from run import flat, start      # first: it says how threads wait, before torch is loaded
+from run import start      # first: it says how threads wait, before torch is loaded
 
 import math
 import os
@@ -221,7 +221,7 @@ def write(run, specs, samples, purpose, first):
     """One completion of the trained Generator for each spec."""
     groups = run.sample(run.actor, map(generator.prompt, specs), samples, purpose,
                         run.config.probe_temperature, run.config.max_completion, first)
-    return [rollout.text for rollout in flat(groups)]
+    return [rollout.text for rollout in lms.flat(groups)]
 
 
 def sieve(run, candidates):

@@ -5,7 +5,7 @@ One prompt and one reader serve training, difficulty probes, cross-verification 
 """
 import json
 
-from verify import MAX_ITEMS, calls_equal, last_block, load_json, read_calls, values_equal
+from verify import MAX_ITEMS, calls_equal, last_block, read_calls, values_equal
 
 SYSTEM = """\
 You answer requests by calling tools. Read the user's request and the list of available tools.
@@ -25,8 +25,7 @@ def prompt(question, tools):
 
 def read(text):
     """Calls in a Solver completion (verify.Calls), or None. No <think> block is needed here."""
-    block = last_block(text, "tool_call_answer")
-    return None if block is None else read_calls(block)
+    return read_calls(last_block(text, "tool_call_answer") or "")
 
 
 def is_right(text, gold):
@@ -44,15 +43,12 @@ def format_reward(text, none_fits=False):
     >>> format_reward(none), format_reward(none, none_fits=True)
     (0.6, 1.0)
     """
-    block = last_block(text, "tool_call_answer")
-    if block is None:
+    if last_block(text, "tool_call_answer") is None:
         return 0.0
-    try:
-        load_json(block)
-    except ValueError:
+    calls = read(text)
+    if calls is None:
         return 0.3
-    calls = read_calls(block)
-    fits = calls is not None and (calls == ([], 0) if none_fits else bool(calls.calls))
+    fits = calls == ([], 0) if none_fits else calls.calls
     return 1.0 if fits else 0.6
 
 

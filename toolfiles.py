@@ -9,8 +9,7 @@ To use it elsewhere copy verify.py too.
 """
 import json
 
-from verify import (MAX_BRACKETS, MAX_DEPTH, SCHEMA_KEYS, choices_of, read_tool, schema_of, unwrap,
-                    without)
+from verify import (MAX_BRACKETS, MAX_DEPTH, SCHEMA_KEYS, choices_of, read_tool, schema_of, unwrap)
 
 # ---------------------------------------------------------------------------------------------
 # A menu
@@ -71,6 +70,11 @@ def _read_written(element, number):
     except ValueError as error:
         raise ValueError(f"tool {element.get('name', number)!r}: {place}{error}") from None
     return tool
+
+
+def without(schema, key):
+    """The dict without a key."""
+    return {k: v for k, v in schema.items() if k != key}
 
 
 def _have_properties(options):

@@ -22,7 +22,7 @@ MAX_DEPTH = 16           # nesting of JSON that we are willing to read
 MAX_BRACKETS = 10_000    # opening ones in JSON; a menu of 64 tools with 64 parameters has 4,225
 MAX_QUESTION = 20_000    # characters: unicodedata.normalize is quadratic on combining marks
 MAX_WORD = 1_000         # characters of a word that NFC is asked of, for the same reason
-MAX_ITEMS = 64           # calls in an answer, tools in a menu, arguments in a call
+MAX_ITEMS = 64           # calls in an answer, parameters of a tool, values in a call
 MAX_CHOICES = 4_096      # values in the enums of a tool: each call looks through them
 
 PRIMITIVE_TYPES = {"string": "string", "str": "string", "integer": "integer", "int": "integer",
@@ -66,8 +66,7 @@ def last_block(text, tag):
     >>> last_block("<think><a>1</a></think> <a>open", "a")
     """
     text = text if tag == "think" else after_think(text)
-    before_end = text.rpartition(f"</{tag}>")[0]
-    _, opening, content = before_end.rpartition(f"<{tag}>")
+    _, opening, content = text.rpartition(f"</{tag}>")[0].rpartition(f"<{tag}>")
     return strip_fence(content.partition(f"</{tag}>")[0]) if opening else None
 
 
@@ -102,8 +101,10 @@ def load_json(text):
     (Python's own limit), nesting deeper than MAX_DEPTH, more than MAX_BRACKETS opening brackets,
     and lone surrogates, which no tokenizer can encode. Of equal keys the last counts.
     """
-    opening = text.count("[") + text.count("{")
-    if opening > MAX_BRACKETS or opening > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+    outside_strings = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+    brackets = re.findall(r"[][{}]", outside_strings)
+    depths = accumulate(1 if bracket in "[{" else -1 for bracket in brackets)
+    if text.count("[") + text.count("{") > MAX_BRACKETS or max(depths, default=0) > MAX_DEPTH:
         raise ValueError("nested too deeply, or too many brackets")
     value = json.loads(text)
     # NaN and Infinity cannot be written, and half a surrogate pair cannot be encoded.
@@ -111,17 +112,10 @@ def load_json(text):
     return value
 
 
-def _depth(text):
-    """How deep the brackets outside strings nest; before parsing, in linear time."""
-    outside_strings = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
-    brackets = re.findall(r"[][{}]", outside_strings)
-    return max(accumulate((bracket in "[{") - (bracket in "]}") for bracket in brackets), default=0)
-
-
 def read_calls(text):
-    """Calls in the text of an answer block, or None if it is not JSON of the right kind.
+    """Calls in the text of an answer block, or None if it is not JSON.
 
-    A list, or an object taken as a list of one. Ill-formed elements are counted, not kept.
+    What is no list is taken as a list of one. Ill-formed elements are counted, not kept.
 
     >>> read_calls('[{"name": "f", "arguments": {"x": 1}}, 7]')
     Calls(calls=[{'name': 'f', 'arguments': {'x': 1}}], malformed=1)
@@ -130,9 +124,7 @@ def read_calls(text):
         value = load_json(text)
     except ValueError:
         return None
-    elements = [value] if isinstance(value, dict) else value
-    if not isinstance(elements, list):
-        return None
+    elements = value if isinstance(value, list) else [value]
     good = [call for call in map(normalise_call, elements) if call is not None]
     return Calls(good, len(elements) - len(good))
 
@@ -165,7 +157,6 @@ def normalise_call(element):
 
 
 _ENVELOPE = ("type", "id", "index", "call_id", "tool_call_id")
-_CALL_TYPES = ("function", "function_call", "tool_call", "tool_use")
 
 
 def _beside(element, key):
@@ -177,15 +168,13 @@ def _beside(element, key):
     Args:
         key: that of the name.
     """
-    a_call = element.get("type") in _CALL_TYPES
+    a_call = element.get("type") in ("function", "function_call", "tool_call", "tool_use")
     before = list(element)[:list(element).index(key)]
     rest = {k: v for k, v in element.items()
             if k != key and not (k in _ENVELOPE and (a_call or k in before and k != "type"))}
     keys = [k for k in rest if k not in _ENVELOPE]
-    if keys == ["parameters"] and rest["parameters"] in ("", None, []):
-        return {}
-    whole = len(keys) == 1 and keys[0] in ("parameters", "input", "args") and rest[keys[0]]
-    return whole if isinstance(whole, dict) else rest
+    inner = rest[keys[0]] if len(keys) == 1 and keys[0] in ("parameters", "input", "args") else rest
+    return inner if isinstance(inner, dict) or inner in ("", None, []) else rest
 
 
 def unwrap(element):
@@ -209,11 +198,6 @@ def choices_of(schema):
     """The values that a schema's const or enum allows, or None."""
     choices = [schema["const"]] if "const" in schema else schema.get("enum")
     return choices if isinstance(choices, list) else None
-
-
-def without(schema, key):
-    """The dict without a key."""
-    return {k: v for k, v in schema.items() if k != key}
 
 
 def schema_of(element):
@@ -249,21 +233,18 @@ def read_tool(element):
         raise ValueError("its parameters are no object")
     required = [parameter for names in (element.get("required"), parameters.get("required"))
                 if isinstance(names, list) for parameter in names if isinstance(parameter, str)]
-    properties, is_schema = parameters.get("properties"), parameters.get("type") == "object"
-    if isinstance(properties, dict) and (
-            is_schema or all(isinstance(s, (dict, bool)) for s in properties.values())):
-        parameters = properties
-    elif is_schema:                               # a JSON schema without properties
-        parameters = {}
+    properties = parameters.get("properties")
+    if parameters.get("type") == "object" or isinstance(properties, dict) and all(
+            isinstance(schema, (dict, bool)) for schema in properties.values()):
+        parameters = properties if isinstance(properties, dict) else {}
     elif isinstance(parameters.get("required"), list):
-        parameters = without(parameters, "required")
+        parameters = {p: schema for p, schema in parameters.items() if p != "required"}
     parameters = {p: {} if schema is True else schema for p, schema in parameters.items()}
     for parameter, schema in parameters.items():
         if not isinstance(schema, dict):
             raise ValueError(f"parameter {parameter!r} has no schema object")
-    description = element.get("description")
-    return {"name": name.strip(),
-            "description": description if isinstance(description, str) else "",
+    text = element.get("description")
+    return {"name": name.strip(), "description": text if isinstance(text, str) else "",
             "parameters": parameters, "required": list(dict.fromkeys(required))}
 
 
@@ -291,7 +272,8 @@ def canonical(value):
     if isinstance(value, (int, float)):
         return ("number", Decimal(value) if isinstance(value, int) else Decimal(repr(value)))
     if isinstance(value, str):
-        folded = " ".join(value.split() if value.isascii() else map(_composed, value.split()))
+        folded = " ".join(word if len(word) > MAX_WORD else unicodedata.normalize("NFC", word)
+                          for word in value.split())
         if folded in ("true", "True", "false", "False"):
             return ("constant", folded in ("true", "True"))
         if len(folded) <= 17 and _DECIMAL.fullmatch(folded) and sum(map(str.isdigit, folded)) <= 15:
@@ -302,15 +284,11 @@ def canonical(value):
     return ("dict", frozenset((key, canonical(child)) for key, child in value.items()))
 
 
-def _composed(word):
-    return unicodedata.normalize("NFC", word) if len(word) <= MAX_WORD else word
-
-
 def values_equal(a, b):
     """The one value equality: see `canonical`."""
-    if isinstance(a, (list, dict)) != isinstance(b, (list, dict)):
-        return False               # spares the matching of many calls a walk through large values
-    return canonical(a) == canonical(b)
+    # The first half spares the matching of many calls a walk through large values.
+    return (isinstance(a, (list, dict)) == isinstance(b, (list, dict))
+            and canonical(a) == canonical(b))
 
 
 def calls_equal(predicted, gold):
@@ -339,11 +317,9 @@ def menu_problem(tools):
     """First reason why a menu is not sound, and where, in words; (None, None) where it is sound.
 
     Sound: names unique and not a generic word, described in 5 characters or more, primitive types,
-    required parameters declared; at most MAX_ITEMS tools, parameters of a tool, and MAX_CHOICES
-    values in its enums.
+    required parameters declared; of a tool at most MAX_ITEMS parameters, and MAX_CHOICES values in
+    its enums.
     """
-    if len(tools) > MAX_ITEMS:
-        return "too_many_tools", "the menu"
     names = Counter(tool["name"] for tool in tools)
     for tool in tools:
         name, parameters, place = tool["name"], tool["parameters"], f"tool {tool['name']!r}"
@@ -371,22 +347,15 @@ def call_problem(calls, tools):
     """First reason why calls do not fit a menu, or None."""
     if len(calls) > MAX_ITEMS:
         return "too_many_calls"
-    if any(len(call["arguments"]) > MAX_ITEMS for call in calls):
-        return "too_many_arguments"
     menu = {tool["name"]: tool for tool in tools}
     for call in calls:
         if call["name"] not in menu:
             return "unknown_tool"
         tool, arguments = menu[call["name"]], call["arguments"]
-        if not required_given(call, menu):
+        if not set(tool["required"]) <= set(arguments):
             return "required_missing"
         if not set(arguments) <= set(tool["parameters"]):
             return "unknown_argument"
-        if any(isinstance(value, (list, dict)) and primitive_type(tool["parameters"][name])
-               for name, value in arguments.items()):
-            return "argument_not_flat"
-        if any(arguments[name] is None for name in tool["required"]):
-            return "required_null"
         for name, value in arguments.items():
             if problem := value_problem(value, tool["parameters"][name]):
                 return problem
@@ -409,11 +378,10 @@ def value_problem(value, schema):
     'value_out_of_range'
     """
     kind, (form, content) = primitive_type(schema), canonical(value)
-    numeric = kind in ("integer", "number")
-    if kind == "string" and not isinstance(value, str) or (
-            kind == "boolean" and (form != "constant" or content is None)) or (
-            numeric and form != "number") or (
-            kind == "integer" and content != content.to_integral_value()):
+    numeric = form == "number" and kind != "string"
+    fits = {"string": isinstance(value, str), "boolean": form == "constant" and value is not None,
+            "number": numeric, "integer": numeric and content == content.to_integral_value()}
+    if not fits.get(kind, True):
         return "value_wrong_type"
     choices = choices_of(schema)
     if choices is not None and (form, content) not in map(canonical, choices):
@@ -427,11 +395,6 @@ def value_problem(value, schema):
     return None
 
 
-def required_given(call, menu):
-    """Is the call's tool in the menu {name: tool}, and are its required arguments all given?"""
-    return call["name"] in menu and set(menu[call["name"]]["required"]) <= set(call["arguments"])
-
-
 _ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
          "fifteen sixteen seventeen eighteen nineteen").split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -439,8 +402,7 @@ _DIGITS = dict(zip(_ONES + _TENS, map(str, [*range(20), *range(20, 100, 10)])))
 
 # Thai to Khmer, kana, Han and Hangul: no space says where a word ends (Hangul: before particles).
 _UNSPACED = re.compile("[\u0e01-\u0e4e\u0e81-\u0ece\u1000-\u103f\u1100-\u11ff\u1780-\u17d3"
-                       "\u3005-\u3007\u3040-\u318f\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af"
-                       "\uf900-\ufaff\U00020000-\U0003ffff]")
+                       "\u3005-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
 _THIN_SPACE = re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3}(?!\d))")
 
 
@@ -497,11 +459,10 @@ def grounded(calls, question):
     >>> grounded([{"name": "f", "arguments": {"n": 5, "city": "Oslo"}}], "Five nights in OSLO!")
     True
     """
-    leaves = [_leaves(call["arguments"]) if call["arguments"] else [] for call in calls]
+    leaves = [_leaves(call["arguments"]) for call in calls]
     values = [leaf for some in leaves for leaf in some]
-    characters = sum(len(value) for value in values if isinstance(value, str))
-    if (max([len(calls), *map(len, leaves)]) > MAX_ITEMS
-            or max(len(question), characters) > MAX_QUESTION):
+    length = max(len(question), sum(len(value) for value in values if isinstance(value, str)))
+    if max([len(calls), *map(len, leaves)]) > MAX_ITEMS or length > MAX_QUESTION:
         return False
     text, numbers = normalise_text(question), numbers_in(question)
     return all(_stands_in(value, text, numbers) for value in values)
@@ -509,17 +470,14 @@ def grounded(calls, question):
 
 def _leaves(value):
     """The values inside nested lists and dicts. An empty one counts as a value, never grounded."""
-    if not value or not isinstance(value, (list, dict)):
-        return [value]
     children = value.values() if isinstance(value, dict) else value
-    return [leaf for child in children for leaf in _leaves(child)]
+    return [leaf for child in children
+            for leaf in (_leaves(child) if child and isinstance(child, (list, dict)) else [child])]
 
 
 def _stands_in(value, text, numbers):
-    if isinstance(value, bool) or value is None:
-        return True
     words = normalise_text(str(value)).strip()
     form, content = canonical(_DIGITS.get(words, value))
     if form == "number":
         return content in numbers
-    return words != "" and f" {words} " in text
+    return value is None or isinstance(value, bool) or words != "" and f" {words} " in text

@@ -120,7 +120,7 @@ def fuzz(examples, mutants, fixed):
 
 OUTCOMES = {"json", "calls", "malformed", "tools", "answer", "right", "task", "sound",
             "gold_malformed", "unknown_tool",
-            "required_missing", "required_null", "value_wrong_type", "unknown_argument",
+            "required_missing", "value_wrong_type", "unknown_argument",
             "tool_undescribed", "question_placeholder", "not_grounded"}
 
 

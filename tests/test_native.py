@@ -211,7 +211,7 @@ HERMES_ANSWERS = {
     f"<tool_call>{hermes(A)}": OPEN,
     hermes(A[:-1]): BROKEN, hermes(A + "}"): BROKEN, hermes(A, B[1:]): BROKEN, hermes(""): BROKEN,
     hermes(f"{A}\n{B}"): BROKEN, hermes("go(to='Oslo')"): BROKEN,
-    hermes(A.replace('"', "'")): BROKEN, hermes(A.replace("2", "NaN")): BROKEN, hermes("7"): BROKEN}
+    hermes(A.replace('"', "'")): BROKEN, hermes(A.replace("2", "NaN")): BROKEN}
 LLAMA_ONE, LLAMA_TWO = (text.replace('"arguments"', '"parameters"') for text in (A, B))
 LLAMA_ANSWERS = {
     LLAMA_ONE: [ONE], f"<|python_tag|>{LLAMA_ONE}": [ONE], f" \n{LLAMA_TWO}\n": [TWO],
@@ -256,6 +256,7 @@ def test_what_is_json_but_no_call_is_counted(settings):
     text = f'[{A}, {{"to": "Oslo"}}, 7]'
     text = hermes(text) if settings["native"] == "hermes" else text
     assert native.reader(settings)(text) == (Calls([ONE], malformed=2), None)
+    assert native.reader({"native": "hermes"})(hermes("7")) == (Calls([], malformed=1), None)
 
 
 def test_a_template_for_json_that_meets_damaged_json_is_unparsable():

@@ -130,6 +130,7 @@ def test_repeated_calls_match_one_to_one():
     ({"name": "f", "x": 1}, {"name": "f", "arguments": {"x": 1}}),
     ({"name": "f", "function": {"x": 1}}, {"name": "f", "arguments": {"function": {"x": 1}}}),
     ({"name": "f", "parameters": None}, {"name": "f", "arguments": {}}),
+    ({"name": "f", "input": ""}, {"name": "f", "arguments": {}}),
     ({"name": "f", "parameters": ""}, {"name": "f", "arguments": {}}),
     ({"name": " ", "arguments": {}}, None), ({"name": "f", "arguments": [1]}, None), (7, None)])
 def test_every_spelling_of_a_call_is_read(element, call):
@@ -239,6 +240,6 @@ def test_which_menus_are_refused(tools, problem):
     ({"name": "book_bus", "arguments": {"city": "Oslo"}}, "unknown_tool"),
     ({"name": "book_train", "arguments": {}}, "required_missing"),
     ({"name": "book_train", "arguments": {"city": "Oslo", "day": "x"}}, "unknown_argument"),
-    ({"name": "book_train", "arguments": {"city": ["Oslo"]}}, "argument_not_flat")])
+    ({"name": "book_train", "arguments": {"city": ["Oslo"]}}, "value_wrong_type")])
 def test_which_calls_are_refused(call, problem):
     assert verify.call_problem([call], [tool()]) == problem
