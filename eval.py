@@ -111,7 +111,7 @@ def evaluate(args):
         say(f"prompt: the model's own, answers read as {convention['native']}")
     made = {"model": args.model, "data": str((args.data or DATA).resolve()), "limit": args.limit,
             "max_completion": args.max_completion, "fp32": args.fp32,
-            "native": None} | convention
+            "weights": results.weights_hash(lm.model), "native": None} | convention
     if args.out:
         checked(lambda: args.out.mkdir(parents=True, exist_ok=True))
         results.see_settings(args.out, made)

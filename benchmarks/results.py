@@ -153,6 +153,12 @@ def short_hash(value):
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
+def weights_hash(model):
+    """What tells models at one path apart: up to 64 numbers of each tensor, over all of it."""
+    some = [param.flatten()[::-(-param.numel() // 64)].tolist() for param in model.parameters()]
+    return short_hash(some)
+
+
 def write(out, name, rows, texts, verdicts):
     """Write a set's result file."""
     lines = [{"id": row.id, "task_hash": task_hash(row), "text": text, "calls": verdict.calls,

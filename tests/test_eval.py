@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from safetensors.torch import load_file, save_file
 
 import conftest
 import eval as evaluation
@@ -288,6 +289,19 @@ def test_what_an_evaluation_computes_in(flags, dtype, tmp_path, monkeypatch):
     evaluation.main(["--limit", "1", *flags, "--out", str(tmp_path)])
     assert seen == [dtype]
     assert json.loads((tmp_path / "settings.json").read_text())["fp32"] == bool(flags)
+
+
+def test_a_directory_holds_answers_of_one_model(tmp_path, capsys):
+    model = shutil.copytree(tiny.PATH, tmp_path / "model")
+    again = ["--model", str(model), "--limit", "1", "--max_completion", "2",
+             "--out", str(tmp_path / "out")]
+    evaluation.main(again)
+    evaluation.main(again)
+    weights = load_file(model / "model.safetensors")
+    name = max(weights)
+    weights[name] = weights[name] * 1.1
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    assert "of a run with other settings (weights)" in refused(again, capsys)
 
 
 def test_what_is_decoded_together_does_not_depend_on_the_ranks(monkeypatch):
