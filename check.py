@@ -184,13 +184,12 @@ def turn_problem(tokenizer, eos):
 
 
 def dtype_problem(config):
-    """What to say where this CPU multiplies faster in fp32 than in the run's bf16; else None."""
+    """What to say of a CPU that multiplies faster in fp32 than in the run's bf16; else None."""
     if config.dtype == "fp32" or torch.cuda.is_available():
         return None
     faster = product_seconds(torch.bfloat16) / product_seconds(torch.float32)
-    return (f"this CPU computes {faster:.1f} times as fast in fp32 as in bf16: --dtype fp32 saves "
-            f"time, and --micro_tokens {config.micro_tokens // 2} the memory that it costs"
-            if faster > 1.2 else None)
+    return (f"multiplies matrices {faster:.1f} times as fast in fp32 as in bf16: --dtype fp32 may "
+            "save time; activations take twice the memory" if faster > 1.2 else None)
 
 
 def product_seconds(dtype):
@@ -211,6 +210,6 @@ def check_step(config, groups, eos, metrics):
             assert ends == [len(rollout.ids) - 1], "finished, but not at its first EOS"
         else:
             assert not ends and len(rollout.ids) == config.max_completion, "cut, but not full"
-    limit = 1e-4 if config.dtype == "fp32" else 0.05      # 0.023 at random weights of 1.5B
+    limit = 1e-4 if config.dtype == "fp32" else 0.02
     assert metrics["sampler_gap"] < limit, (
         f"sampler and trainer differ by {metrics['sampler_gap']:.4f} nats")

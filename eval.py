@@ -109,10 +109,10 @@ def evaluate(args):
     convention = native.convention(lm.tokenizer, args.native)
     if convention:
         say(f"prompt: the model's own, answers read as {convention['native']}")
-    made = {"model": args.model, "data": str((args.data or DATA).resolve()), "limit": args.limit,
-            "max_completion": args.max_completion, "fp32": args.fp32,
-            "weights": results.weights_hash(lm.model), "native": None} | convention
     if args.out:
+        made = {"model": args.model, "data": str((args.data or DATA).resolve()),
+                "limit": args.limit, "max_completion": args.max_completion, "fp32": args.fp32,
+                "weights": results.weights_hash(lm.model), "native": None} | convention
         checked(lambda: args.out.mkdir(parents=True, exist_ok=True))
         results.see_settings(args.out, made)
     out = args.out if lms.rank_and_world()[0] == 0 else None

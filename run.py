@@ -329,9 +329,8 @@ def start(config, story):
         except (OSError, torch.OutOfMemoryError) as error:
             fail(f"--model {config.model} cannot be loaded: {lms.one_line(error)}. --check tells "
                  "how much memory it needs")
-        for problem in (check.turn_problem(tokenizer, run.actor.eos), check.dtype_problem(config)):
-            if problem:
-                run.say(problem)
+        if problem := check.turn_problem(tokenizer, run.actor.eos):
+            run.say(problem)
         with unharmed(run):
             story(run)
     if files.rank == 0:

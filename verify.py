@@ -22,7 +22,7 @@ MAX_DEPTH = 16           # nesting of JSON that we are willing to read
 MAX_BRACKETS = 10_000    # opening ones in JSON; a menu of 64 tools with 64 parameters has 4,225
 MAX_QUESTION = 20_000    # characters: unicodedata.normalize is quadratic on combining marks
 MAX_WORD = 1_000         # characters of a word that NFC is asked of, for the same reason
-MAX_ITEMS = 64           # calls in an answer, parameters of a tool, values in a call
+MAX_ITEMS = 64           # calls in an answer, tools in a menu, arguments in a call
 MAX_CHOICES = 4_096      # values in the enums of a tool: each call looks through them
 
 PRIMITIVE_TYPES = {"string": "string", "str": "string", "integer": "integer", "int": "integer",
@@ -317,9 +317,11 @@ def menu_problem(tools):
     """First reason why a menu is not sound, and where, in words; (None, None) where it is sound.
 
     Sound: names unique and not a generic word, described in 5 characters or more, primitive types,
-    required parameters declared; of a tool at most MAX_ITEMS parameters, and MAX_CHOICES values in
-    its enums.
+    required parameters declared; at most MAX_ITEMS tools, parameters of a tool, and MAX_CHOICES
+    values in its enums.
     """
+    if len(tools) > MAX_ITEMS:
+        return "too_many_tools", "the menu"
     names = Counter(tool["name"] for tool in tools)
     for tool in tools:
         name, parameters, place = tool["name"], tool["parameters"], f"tool {tool['name']!r}"
@@ -352,7 +354,7 @@ def call_problem(calls, tools):
         if call["name"] not in menu:
             return "unknown_tool"
         tool, arguments = menu[call["name"]], call["arguments"]
-        if not set(tool["required"]) <= set(arguments):
+        if not set(tool["required"]) <= {p for p in arguments if arguments[p] is not None}:
             return "required_missing"
         if not set(arguments) <= set(tool["parameters"]):
             return "unknown_argument"

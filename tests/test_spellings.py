@@ -221,6 +221,9 @@ def test_a_nested_argument_is_right_where_the_tool_asks_for_one():
     for name, problem in (("a", None), ("b", "value_wrong_type")):
         call = {"name": "f", "arguments": {name: [1]}}
         assert verify.call_problem([call], tools) == problem
+    tools[0]["required"] = ["a"]
+    null = {"name": "f", "arguments": {"a": None}}
+    assert verify.call_problem([null], tools) == "required_missing"
 
 
 def test_eval_asks_with_nested_parameters_too(tmp_path, monkeypatch):
@@ -254,7 +257,7 @@ HEATING = [{"name": "set_heating", "description": "Set the heating.", "required"
     ({"mode": "eco"}, None), ({"on": True}, None), ({"on": "false"}, None), ({"note": "5"}, None),
     ({"room": "garage"}, "value_not_allowed"), ({"room": "Kitchen"}, "value_not_allowed"),
     ({"mode": "fast"}, "value_not_allowed"), ({"room": True}, "value_wrong_type"),
-    ({"room": None}, "value_wrong_type"), ({"degrees": None}, "value_wrong_type"),
+    ({"room": None}, "required_missing"), ({"degrees": None}, "value_wrong_type"),
     ({"degrees": "cosy"}, "value_wrong_type"), ({"degrees": 20.5}, "value_wrong_type"),
     ({"degrees": True}, "value_wrong_type"), ({"on": 1}, "value_wrong_type"),
     ({"note": 5}, "value_wrong_type"), ({"note": True}, "value_wrong_type"),

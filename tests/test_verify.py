@@ -243,3 +243,10 @@ def test_which_menus_are_refused(tools, problem):
     ({"name": "book_train", "arguments": {"city": ["Oslo"]}}, "value_wrong_type")])
 def test_which_calls_are_refused(call, problem):
     assert verify.call_problem([call], [tool()]) == problem
+
+
+def test_a_menu_of_more_than_64_tools_is_refused():
+    menu = [{"name": f"f{n}", "description": "Does it.", "parameters": {}, "required": []}
+            for n in range(65)]
+    assert verify.menu_problem(menu) == ("too_many_tools", "the menu")
+    assert verify.menu_problem(menu[1:]) == (None, None)
