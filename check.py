@@ -43,7 +43,8 @@ def read_model(config):
                                    curriculum.SCORES)
         shape = lms.read_config(config.base)
         size = count_parameters(shape)
-        chats = [generator.longest_prompt(config.domain_weights, config.own_tools),
+        chats = [generator.longest_prompt(lambda text: len(tokenizer.encode(text)),
+                                          config.domain_weights, config.own_tools),
                  *(solver.prompt(task.question, task.tools) for task in heldout)]
         longest = max(len(lms.encode_chat(tokenizer, chat)) for chat in chats)
         if longest > config.max_prompt:

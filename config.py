@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import inspect
 import re
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -209,8 +210,9 @@ def find_problem(config):
 
 
 def record(config):
-    """What config.json holds of the settings: the flags, and the content of the files they name."""
-    return {"config": dataclasses.asdict(config),
+    """What config.json holds of the settings: the script, the flags, and the content of the files
+    they name."""
+    return {"script": Path(sys.argv[0]).name, "config": dataclasses.asdict(config),
             "files": {flag: getattr(config, content) for flag, content in FILES.items()}}
 
 
@@ -228,9 +230,11 @@ def directory_problem(config):
         iterations = int(flags["iterations"])
     except (KeyError, TypeError, ValueError, OverflowError):
         return f"{file} is not what this version writes{MEND}"
-    differing = [f"--{name} was {flags.get(name)!r} and is {value!r}"
-                 for name, value in now["config"].items()
-                 if name not in CHANGEABLE and flags.get(name) != value]
+    script = before.get("script", now["script"])
+    differing = [f"the script was {script} and is {now['script']}"] * (script != now["script"])
+    differing += [f"--{name} was {flags.get(name)!r} and is {value!r}"
+                  for name, value in now["config"].items()
+                  if name not in CHANGEABLE and flags.get(name) != value]
     if iterations > config.iterations:
         differing.append(f"--iterations was {iterations} and is {config.iterations}")
     differing += [f"the file of --{name} has changed" for name, value in now["files"].items()

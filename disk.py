@@ -183,7 +183,7 @@ class Directory:
         sizes = step["sizes"] if step else self.state["phase_sizes"]
         for name, size in sizes.items():
             self._check_rows(self.path / name, size)
-        self._commit()      # before what it no longer needs goes
+        self.commit()      # before what it no longer needs goes
         for name in LOGS:
             if (self.path / name).exists():
                 os.truncate(self.path / name, sizes.get(name, 0))
@@ -209,7 +209,7 @@ class Directory:
         self.state["finished"].append([i, phase])
         self.state["step"] = None
         self.state["phase_sizes"] = self._sizes()
-        self._commit()
+        self.commit()
         if self.rank == 0:
             for folder in ("resume", "slices"):
                 shutil.rmtree(self.path / folder, ignore_errors=True)
@@ -251,7 +251,7 @@ class Directory:
                     return False
                 time.sleep(0.01)
             before, self.state["step"] = self.state["step"], step
-            self._commit()
+            self.commit()
             if before:
                 shutil.rmtree(self._folder(before))
         return True
@@ -268,7 +268,8 @@ class Directory:
         return {str(file.relative_to(self.path)): file.stat().st_size
                 for file in files if file.exists()}
 
-    def _commit(self):
+    def commit(self):
+        """Write down what is finished, and how long it took."""
         now = time.time()
         self.state["wall_seconds"] += now - self.since
         self.since = now

@@ -63,7 +63,8 @@ def init_distributed(timeout=30):
                       f"{os.environ['MASTER_PORT']} of {os.environ['MASTER_ADDR']} "
                       f"({str(error).splitlines()[0][:150]}): if another run has the port, give "
                       "the launcher another --master_port") from None
-    local_rank, local_ranks = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_SIZE", 1))
+    local_rank = int(os.environ["LOCAL_RANK"])
+    local_ranks = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE", 1))
     if torch.cuda.is_available():
         warnings.filterwarnings("ignore", r"barrier\(\): using the device under current context")
         torch.cuda.set_device(local_rank)

@@ -99,12 +99,16 @@ def prompt(spec):
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": request}]
 
 
-def longest_prompt(domains=(), tools=None):
-    """The messages of the longest prompt there can be; with the user's tools, of their longest."""
-    def size(value):      # in bytes: other scripts take more tokens than ours
-        return len(str(value).encode())
+def longest_prompt(size, domains=(), tools=None):
+    """The messages of the longest prompt there can be; with the user's tools, of their longest.
 
-    menu = tools and sorted(tools, key=size)[-MOST_TOOLS:]
+    Args:
+        size: function of a text to its number of tokens.
+    """
+    def written(tool):
+        return size(json.dumps(tool, ensure_ascii=False))
+
+    menu = tools and sorted(tools, key=written)[-MOST_TOOLS:]
     domain = max([OWN_DOMAIN, *domains], key=size)
     return prompt(Spec(domain, "multi_turn", MOST_TOOLS, 0, menu))
 

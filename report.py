@@ -18,6 +18,7 @@ from statistics import mean, stdev
 import curriculum
 from benchmarks.score import wilson
 from cli import Parser, Refused, refuse
+from config import CHANGEABLE
 from disk import read_json, read_lines, read_log, replace_file
 
 ROLES = {"generator": "Generator", "solver": "Solver"}
@@ -34,7 +35,8 @@ class Run:
         """Refused if the directory is no run, or is damaged."""
         self.path = Path(path)
         try:
-            self.config = read_json(self.path / "config.json")["config"]
+            saved = read_json(self.path / "config.json")
+            self.config = saved["config"] | {"script": saved.get("script", "selfplay.py")}
         except (KeyError, TypeError):
             raise Refused(f"{path} is no run: its config.json is of something else") from None
         self.metrics = read_log(self.path / "metrics.jsonl")
@@ -184,7 +186,7 @@ def panels(run):
         (task, "Generator: pass rates of its tasks", "share of completions", rates_panel),
         (answer, "Solver: reward parts", "mean over completions, from easy to hard tasks",
          curves, ["solver"], answer),
-        (answer, "Solver: right answers", "task pass rate: the Solver before, on the same tasks",
+        (answer, "Solver: right answers", "task pass rate: the Solver's before, which chose them",
          curves, ["solver"], ["right", "task_pass_rate"]),
         (task or answer, "What teaches nothing", "dead: share of groups; truncated: of completions",
          curves, ROLES, ["dead_groups", "truncated"], 0.1)]
@@ -335,7 +337,9 @@ def training_section(run):
               if run.names(phase)]
     return tables and sum(tables, []) + [
         "Means over the first and the last quarter of a phase's steps. The Solver's tasks go from "
-        "easy to hard: `task_pass_rate` is what the Solver before had right of them, when graded."]
+        "easy to hard: `task_pass_rate` is what the Solver before had right of them, when graded; "
+        "that chose them, and was at --probe_temperature, so that `right` may lie below it with "
+        "nothing unlearned, and above it where it is low."]
 
 
 def metrics_table(run, phase, head):
@@ -399,19 +403,20 @@ def compare(runs):
                  for run in members]
         done = min(max(by, default=0) for by in found)      # the last that all of them have
         gains = [by[done] - by[0] for by in found if done > 0 and 0 in by]
+        reached = [[by[i] for by in found if i in by] for i in range(last + 1)]
         rows.append([settings, len(members),
-                     *(spread([by[i] for by in found if i in by]) for i in range(last + 1)),
-                     spread(gains), t_interval(gains)])
+                     *(spread(values) + f" ({len(values)})" * (0 < len(values) < len(members))
+                       for values in reached), spread(gains), t_interval(gains)])
     return table(["settings", "runs", "base, %", *(f"Solver {i}, %" for i in range(1, last + 1)),
                   "gain, points", "95 % interval"], rows) + [
-        "", "Mean and standard deviation of held-out accuracy; the gain at the last iteration that "
-        "all runs of a row have, with Student's t interval. Seeds share the held-out tasks, so "
-        "that it says how training varies."]
+        "", "Mean and standard deviation of held-out accuracy, (n): of so many runs; the gain at the "
+        "last iteration that all runs of a row have, with Student's t interval. Seeds share the "
+        "held-out tasks, so that it says how training varies."]
 
 
 def grouped(runs):
     """{settings: runs}; a group is named by the settings in which it departs from most runs."""
-    names = {name for run in runs for name in run.config} - {"run_dir", "seed", "iterations"}
+    names = {name for run in runs for name in run.config} - CHANGEABLE - {"seed"}
     usual = {name: Counter(str(run.config.get(name)) for run in runs).most_common(1)[0][0]
              for name in names}
     groups = {}

@@ -147,7 +147,9 @@ class Run:
         with self.bar(purpose, len(items), len(results)) as bar:
             for start in range(len(results), len(items), size):
                 new = work(self, items[start:start + size], samples, purpose, start)
-                self.files.append(name, *new)
+                with self.stopper.critical:
+                    self.files.append(name, *new)
+                    self.files.commit()      # the time that it took
                 results += new
                 bar.update(len(new))
         return results
@@ -183,7 +185,8 @@ class Run:
                 yield self.step
                 return_memory()
                 seconds = time.time() - started
-                self.log({"sampled_tokens_per_second": self.tokens / seconds,
+                sampling = self.seconds["sampling"] + self.seconds["probing"]
+                self.log({"sampled_tokens_per_second": self.tokens / sampling,
                           "peak_memory_mib": peak_memory(), "seconds": seconds, **self.seconds},
                          "timings.jsonl")
                 bar.set_postfix(reward=f"{self.reward:.2f}", refresh=False)
@@ -461,7 +464,9 @@ class Stopper(threading.Thread):
         super().__init__(daemon=True)
         self.directory, self.save = directory, save
         self.critical, self.stopping = threading.RLock(), threading.Event()
-        self.launched, self.ancestors = "LOCAL_SIZE" in os.environ, ancestors()
+        # A rank's parents that are its launcher's: two under DeepSpeed's, one under torchrun.
+        self.launchers = 2 if "LOCAL_SIZE" in os.environ else int("LOCAL_WORLD_SIZE" in os.environ)
+        self.ancestors = ancestors()[:self.launchers]
         self.pipe, write_end = os.pipe()
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end)
@@ -475,7 +480,7 @@ class Stopper(threading.Thread):
             if ready:
                 self.stop(os.read(self.pipe, 1)[0])
             elif (self.directory.stop_file.exists()
-                  or self.launched and ancestors() != self.ancestors):
+                  or ancestors()[:self.launchers] != self.ancestors):
                 self.stop(signal.SIGTERM)
 
     def stop(self, number):
@@ -496,7 +501,7 @@ class Stopper(threading.Thread):
 
 
 def ancestors():
-    """(parent, grandparent) process ids. Under the launcher they are its two processes."""
+    """(parent, grandparent) process ids."""
     parent = os.getppid()
     try:
         fields = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()

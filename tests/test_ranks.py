@@ -66,6 +66,17 @@ def test_two_ranks_resume_after_a_rank_and_then_the_launcher_were_killed(two_ran
     assert "starts again, since it ran on 2 ranks and now there are 1" in output
 
 
+def test_ranks_end_when_torchrun_is_killed(tmp_path):
+    path = tmp_path / "run"
+    process = start(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2,
+                    "--master_port", free_port(), *RUN, path)
+    wait_for(lambda: steps_logged(path) >= 1)
+    process.kill()
+    wait_for(lambda: is_free(path), 25)
+    assert not (path / "summary.json").exists(), "before the run was over"
+    kill_group(process)
+
+
 def test_a_directory_that_one_node_does_not_see_is_refused(tmp_path):
     """The second rank is started where the relative run directory is another one."""
     folders = [tmp_path / "a", tmp_path / "b"]

@@ -187,7 +187,17 @@ def test_the_gain_is_that_of_the_last_iteration_that_all_runs_of_a_row_have(tmp_
     paths = [write_run(tmp_path / "whole", (0.25, 0.5, 1.0)),
              write_run(tmp_path / "unfinished", (0.25, 0.5), seed=1)]
     rows = report.compare([report.Run(path) for path in paths])
-    assert "| as most | 2 | 25.0 ± 0.0 | 50.0 ± 0.0 | 100.0 | 25.0 ± 0.0 | +25.0 to +25.0 |" in rows
+    assert ("| as most | 2 | 25.0 ± 0.0 | 50.0 ± 0.0 | 100.0 (1) | 25.0 ± 0.0 | +25.0 to +25.0 |"
+            in rows)
+
+
+def test_another_script_is_another_row_and_what_changes_no_result_is_not(tmp_path):
+    paths = [write_run(tmp_path / f"{n}", (0.25, 0.5), seed=n, save_every=n) for n in range(3)]
+    saved = json.loads((paths[2] / "config.json").read_text())
+    (paths[2] / "config.json").write_text(json.dumps(saved | {"script": "mine.py"}))
+    rows = report.compare([report.Run(path) for path in paths])
+    assert [row.split(" | ")[:2] for row in rows[2:4]] == [["| as most", "2"],
+                                                           ["| script mine.py", "1"]]
 
 
 def test_the_ablation_table_has_a_row_for_each_finished_variant(tmp_path, monkeypatch, capsys):

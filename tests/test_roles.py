@@ -172,7 +172,7 @@ def test_a_users_menu_is_given_and_not_written():
 
 
 def test_no_prompt_is_longer_than_the_longest():
-    rng, longest = random.Random(0), len(generator.longest_prompt()[1]["content"])
+    rng, longest = random.Random(0), len(generator.longest_prompt(len)[1]["content"])
     specs = [generator.sample_spec(rng, decline=0.5) for _ in range(300)]
     assert any(spec.calls == 0 and spec.context == "multi_turn" for spec in specs)
     assert all(len(generator.prompt(spec)[1]["content"]) <= longest for spec in specs)

@@ -16,6 +16,7 @@ import check
 import engine
 import generator
 import model as lms
+import tiny
 from cli import Refused
 from config import Config, directory_problem, parse, record
 from conftest import ROOT, SHORT, SMALL, call, lines
@@ -261,8 +262,26 @@ def test_a_shape_that_is_no_causal_language_model_is_refused():
 
 
 def test_the_longest_domain_counts_in_the_longest_prompt():
-    longest = generator.longest_prompt(["x" * 5000])[1]["content"]
+    longest = generator.longest_prompt(len, ["x" * 5000])[1]["content"]
     assert len(longest) > 5000
+
+
+def test_the_longest_tools_are_those_of_most_tokens(tmp_path):
+    """Eight of fewer letters may be longer; no prompt is longer than what was checked."""
+    words = [{"name": f"w{n}", "description": "weather report " * 40, "parameters": {}}
+             for n in range(8)]
+    digits = [{"name": f"d{n}", "description": "open the door", "parameters": {"x": {
+        "type": "integer", "description": "code", "enum": list(range(10000, 10070))}}}
+        for n in range(8)]
+    config, _ = parse(["--tools", str(write(tmp_path / "tools.json", words + digits)),
+                       "--max_prompt", "20000", "--run_dir", str(tmp_path / "run")])
+    tokenizer = lms.load_tokenizer(tiny.PATH)
+    longest = generator.longest_prompt(lambda text: len(tokenizer.encode(text)), (),
+                                       config.own_tools)
+    rng, most = random.Random(0), len(lms.encode_chat(tokenizer, longest))
+    for _ in range(100):
+        spec = generator.sample_spec(rng, {generator.OWN_DOMAIN: 1.0}, config.own_tools)
+        assert len(lms.encode_chat(tokenizer, generator.prompt(spec))) <= most
 
 
 def test_domains_come_from_a_file(tmp_path):
