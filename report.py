@@ -410,8 +410,8 @@ def compare(runs):
     return table(["settings", "runs", "base, %", *(f"Solver {i}, %" for i in range(1, last + 1)),
                   "gain, points", "95 % interval"], rows) + [
         "", "Mean and standard deviation of held-out accuracy, (n): of so many runs; the gain at "
-        "the last iteration that all runs of a row have, with Student's t interval. Seeds share the "
-        "held-out tasks, so that it says how training varies."]
+        "the last iteration that all runs of a row have, with Student's t interval. Seeds share "
+        "the held-out tasks, so that it says how training varies."]
 
 
 def grouped(runs):
