@@ -14,6 +14,7 @@ The response template reads what solver.read reads, but for this:
 - What stands in <think> is no answer, even if <think> is never closed; then solver.read does read
   it. A </think> that nothing opens is text.
 - In a stream, of calls that no tag opens but one closes, all but the first are read.
+- Of texts before and after calls, `content` holds the last.
 - A name with escapes in it is not read, and white space around a name stays.
 - A tag in a JSON string is text, and a code fence may lack its other half. The limits that
   verify.load_json sets on depth, digits, half surrogate pairs and the range of numbers do not hold.

@@ -8,6 +8,8 @@ nothing" in more. `read_menu` gives the one form that prompts show and verify.py
 To use it elsewhere copy verify.py too.
 """
 import json
+import re
+from urllib.parse import unquote
 
 from verify import (MAX_BRACKETS, MAX_DEPTH, SCHEMA_KEYS, choices_of, read_tool, schema_of, unwrap)
 
@@ -19,9 +21,10 @@ def read_menu(value):
     """Tools from a file that people wrote, as `normalise_tool` gives them.
 
     Read are lists as OpenAI, MCP and Anthropic want them, and the whole result of MCP's tools/list.
-    A parameter may say {"required": true} of itself. Local references are put in place, and a
-    schema that says "a primitive value, or null" in another way becomes a flat one: see
-    `flat_schema`. One that stays nested is kept; `menu_problem` is stricter.
+    A parameter may say {"required": true} of itself, and one that may be null is not required.
+    Local references are put in place, and a schema that says "a primitive value, or null" in
+    another way becomes a flat one: see `flat_schema`. One that stays nested is kept; `menu_problem`
+    is stricter.
 
     Args:
         value: the content of the file, a JSON value.
@@ -61,7 +64,10 @@ def _read_written(element, number):
                              "'properties' of 'parameters'")
         for name, schema in tool["parameters"].items():
             place = f"parameter {name!r} "
-            schema = flat_schema(put_in_place(schema, root))
+            schema = put_in_place(schema, root)
+            if takes_null(schema) and name in tool["required"]:      # null is how to leave it out
+                tool["required"].remove(name)
+            schema = flat_schema(schema)
             flag = schema.get("required")
             if isinstance(flag, bool):                    # a list is a nested schema's own
                 schema = without(schema, "required")
@@ -117,7 +123,7 @@ def follow(schema, root):
         for part in parts:
             if isinstance(target, list):
                 target = {str(index): option for index, option in enumerate(target)}
-            part = part.replace("~1", "/").replace("~0", "~")
+            part = unquote(part).replace("~1", "/").replace("~0", "~")
             target = target.get(part) if isinstance(target, dict) else None
         if not isinstance(target, dict):
             raise ValueError(f"refers to {reference!r}, which is no schema in its tool")
@@ -143,12 +149,22 @@ def put_in_place(schema, root, depth=0, left=None):
             for key, part in follow(schema, root).items()}
 
 
+def takes_null(schema):
+    """May a parameter be null? Schemas of OpenAI's strict mode require every parameter, and say so
+    of those that may be left out."""
+    kinds = schema.get("type")
+    options = [schema[key] for key in _OPTIONS if isinstance(schema.get(key), list)]
+    return (schema.get("nullable") is True or None in (choices_of(schema) or ())
+            or "null" in (kinds if isinstance(kinds, list) else [kinds])
+            or any(takes_null(option) for option in sum(options, []) if isinstance(option, dict)))
+
+
 def flat_schema(schema):
     """A parameter's schema with its null left out, and as {type, enum, ...} where it can be that.
 
     So are read: null among the types, the options or the enum, with its default of null;
     `nullable`; an enum or a const without a type; options that are constants; and an allOf, anyOf
-    or oneOf of one. Whether a parameter may be left out is said by `required` alone.
+    or oneOf of one.
 
     >>> flat_schema({"anyOf": [{"enum": ["a", "b"]}, {"type": "null"}], "default": None})
     {'enum': ['a', 'b'], 'type': 'string'}
@@ -158,7 +174,7 @@ def flat_schema(schema):
         flat = without(flat, "nullable")
     if isinstance(flat.get("type"), list):
         kinds = [kind for kind in flat["type"] if kind != "null"]
-        if "pattern" in flat and len(kinds) == 2 and "string" in kinds:
+        if set(kinds) in ({"string", "integer"}, {"string", "number"}) and _of_digits(flat):
             kinds.remove("string")                  # .NET: a number, also as a string of digits
         flat = flat | {"type": kinds[0] if len(kinds) == 1 else kinds}
     if isinstance(flat.get("enum"), list) and None in flat["enum"]:
@@ -169,6 +185,12 @@ def flat_schema(schema):
         flat = flat | {"type": kinds.pop()}
     changed_null = flat is not schema and "default" in flat and flat["default"] is None
     return without(flat, "default") if changed_null else flat
+
+
+def _of_digits(schema):
+    """Has the schema a pattern, and are the letters in it signs of digits or of an exponent?"""
+    pattern = schema.get("pattern")
+    return isinstance(pattern, str) and not re.search("[A-Za-z]", re.sub(r"\\d|[eE]", "", pattern))
 
 
 _OPTIONS = ("allOf", "anyOf", "oneOf")

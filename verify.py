@@ -316,7 +316,8 @@ def canonical_call(call):
 def menu_problem(tools):
     """First reason why a menu is not sound, and where, in words; (None, None) where it is sound.
 
-    Sound: names unique and not a generic word, described in 5 characters or more, primitive types,
+    Sound: names unique and not a generic word, described in 5 characters or more (bytes of UTF-8: a
+    Chinese one says as much as several letters), primitive types,
     required parameters declared; at most MAX_ITEMS tools, parameters of a tool, and MAX_CHOICES
     values in its enums.
     """
@@ -332,7 +333,7 @@ def menu_problem(tools):
                 ("tool_too_large", len(parameters) > MAX_ITEMS or choices > MAX_CHOICES),
                 ("tool_names_repeat", names[name] > 1),
                 ("tool_name_generic", name.lower() in GENERIC_NAMES),
-                ("tool_undescribed", len(tool["description"].strip()) < 5),
+                ("tool_undescribed", len(tool["description"].strip().encode(errors="replace")) < 5),
                 ("type_not_primitive", nested), ("required_undeclared", undeclared)):
             if wrong:
                 return reason, place if wrong is True else f"{place}: parameter {wrong[0]!r}"
@@ -369,7 +370,7 @@ _BOUNDS = {"minimum": operator.ge, "exclusiveMinimum": operator.gt,
 
 
 def value_problem(value, schema):
-    """First reason why a flat value is not what its parameter's schema asks for, or None.
+    """First reason why a value is not what its parameter's schema asks for, or None.
 
     Asked are type, enum, const and the bounds of numbers. Values are equal as in `canonical`: 5.0
     and "5" are integers, and "true" is a boolean; but only strings are strings, and null is of no
@@ -379,10 +380,11 @@ def value_problem(value, schema):
     >>> value_problem(900, {"type": "integer", "maximum": 30})
     'value_out_of_range'
     """
-    kind, (form, content) = primitive_type(schema), canonical(value)
-    numeric = form == "number" and kind != "string"
+    kind, (form, content) = primitive_type(schema) or str(schema.get("type")), canonical(value)
+    numeric = form == "number" and kind != "string" and content.is_finite()
     fits = {"string": isinstance(value, str), "boolean": form == "constant" and value is not None,
-            "number": numeric, "integer": numeric and content == content.to_integral_value()}
+            "number": numeric, "integer": numeric and content == content.to_integral_value(),
+            "array": isinstance(value, list), "object": isinstance(value, dict)}
     if not fits.get(kind, True):
         return "value_wrong_type"
     choices = choices_of(schema)
@@ -401,10 +403,13 @@ _ONES = ("zero one two three four five six seven eight nine ten eleven twelve th
          "fifteen sixteen seventeen eighteen nineteen").split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _DIGITS = dict(zip(_ONES + _TENS, map(str, [*range(20), *range(20, 100, 10)])))
+_TENS_ONES = re.compile(rf"\b({'|'.join(_TENS)})[- ]({'|'.join(_ONES[1:10])})\b")
 
 # Thai to Khmer, kana, Han and Hangul: no space says where a word ends (Hangul: before particles).
 _UNSPACED = re.compile("[\u0e01-\u0e4e\u0e81-\u0ece\u1000-\u103f\u1100-\u11ff\u1780-\u17d3"
                        "\u3005-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
+# To Python the vowel signs of India's scripts are no word characters.
+_NO_WORD = re.compile("[^\\w\u0900-\u0963\u0966-\u0dff]")
 _THIN_SPACE = re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3}(?!\d))")
 
 
@@ -418,7 +423,7 @@ def _spread(text):
 def normalise_text(text):
     """NFKC, casefold, every run of non-word characters to one space, with a space at both ends.
     Where a script writes no spaces between words, every character is one."""
-    return " " + " ".join(re.sub(r"\W", " ", _spread(text)).split()) + " "
+    return " " + " ".join(_NO_WORD.sub(" ", _spread(text)).split()) + " "
 
 
 _RUN = re.compile(r"((?<![^\s(\[{'\"\u2018\u201c:=,;])[-\u2212\u2013](?=[$\u20ac\xa3\xa5]?\.?\d)"
@@ -429,17 +434,19 @@ _WITH_UNIT = re.compile(rf"(?:{_PLAIN.pattern})[^\W\d_]\w*")
 
 
 def numbers_in(text):
-    """The numbers that a text writes, as a set of Decimal; 0..19 and the tens also in words.
+    """The numbers that a text writes, as a set of Decimal; those up to 99 also in words.
 
     A minus stands at the beginning of a word. A comma, or a space that does not break, divides
     thousands. What is no decimal number as a whole, such as a date, is read as the numbers between
     its marks; digits after a leading zero or beside letters are none.
 
-    >>> sorted(map(str, numbers_in("-3 to 4-5 degrees, $1,234.50, 2.5km, ten on 2026-05-17")))
-    ['-3', '10', '1234.50', '17', '2026', '4', '5']
+    >>> sorted(map(str, numbers_in("-3 to 4-5 degrees, $1,234.50, 2.5km, forty-two on 2026-05-17")))
+    ['-3', '1234.50', '17', '2026', '4', '42', '5']
     """
     found = set()
-    for sign, run in _RUN.findall(_spread(text)):
+    text = _TENS_ONES.sub(lambda two: str(sum(int(_DIGITS[word]) for word in two.groups())),
+                          _spread(text))
+    for sign, run in _RUN.findall(text):
         whole = run in _DIGITS or _PLAIN.fullmatch(run)
         for part in [run] if whole or _WITH_UNIT.fullmatch(run) else re.split("[.,]", run):
             digits = _DIGITS.get(part, part)

@@ -1,5 +1,6 @@
 """Tools, calls, numbers and texts as people and models write them elsewhere."""
 import json
+import math
 from decimal import Decimal
 
 import pytest
@@ -14,7 +15,7 @@ import generator
 import solver
 import toolfiles
 import verify
-from benchmarks import score
+from benchmarks import results, score
 from cli import Refused
 
 # ---------------------------------------------------------------------------------------------
@@ -97,6 +98,11 @@ COLOUR = {"enum": ["red", "blue"], "title": "Colour"}
      {"type": "string", "enum": ["a", "b"]}),
     ({"type": ["string", "integer"], "pattern": "^-?[0-9]+$"},
      {"type": "integer", "pattern": "^-?[0-9]+$"}),
+    ({"type": ["string", "number"], "pattern": r"^-?\d+([eE]\d+)?$"},
+     {"type": "number", "pattern": r"^-?\d+([eE]\d+)?$"}),
+    ({"type": ["string", "integer"], "pattern": "^[A-Z]{2}[0-9]+$"},) * 2,
+    ({"type": ["string", "boolean"], "pattern": "^[01]$"},) * 2,
+    ({"$ref": "#/$defs/%43olour"}, COLOUR | {"type": "string"}),
     ({"$ref": "#/$defs/Colour"}, COLOUR | {"type": "string"}),
     ({"anyOf": [{"$ref": "#/$defs/Colour"}, {"type": "null"}], "default": None},
      COLOUR | {"type": "string"}),
@@ -124,6 +130,18 @@ def test_parameters_that_are_a_reference_are_read(parameters):
     tool, = toolfiles.read_menu([{"name": "f", "parameters": parameters
                                | {"definitions": definitions}}])
     assert tool["parameters"] == {"x": {"type": "integer"}} and tool["required"] == ["x"]
+
+
+@pytest.mark.parametrize("schema, required", [
+    ({"type": "string"}, ["x"]), ({"enum": ["a", "b"]}, ["x"]),
+    ({"type": ["string", "null"]}, []), ({"type": "string", "nullable": True}, []),
+    ({"anyOf": [{"$ref": "#/$defs/Colour"}, {"type": "null"}]}, []),
+    ({"type": ["string", "null"], "enum": ["a", None]}, [])])
+def test_what_may_be_null_may_be_left_out_as_in_openais_strict_mode(schema, required):
+    tool = {"name": "book_room", "description": "Book a room.", "strict": True, "parameters": {
+        "type": "object", "properties": {"x": schema}, "required": ["x"],
+        "$defs": {"Colour": COLOUR}}}
+    assert toolfiles.read_menu([tool])[0]["required"] == required
 
 
 NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}}
@@ -218,8 +236,9 @@ def test_a_tool_may_have_no_parameters(more):
 def test_a_nested_argument_is_right_where_the_tool_asks_for_one():
     tools = [verify.normalise_tool({"name": "f", "parameters": {
         "a": {"type": "array"}, "b": {"type": "integer"}}})]
-    for name, problem in (("a", None), ("b", "value_wrong_type")):
-        call = {"name": "f", "arguments": {name: [1]}}
+    for name, value, problem in (("a", [1], None), ("b", [1], "value_wrong_type"),
+                                 ("a", "1", "value_wrong_type"), ("a", {}, "value_wrong_type")):
+        call = {"name": "f", "arguments": {name: value}}
         assert verify.call_problem([call], tools) == problem
     tools[0]["required"] = ["a"]
     null = {"name": "f", "arguments": {"a": None}}
@@ -263,10 +282,18 @@ HEATING = [{"name": "set_heating", "description": "Set the heating.", "required"
     ({"note": 5}, "value_wrong_type"), ({"note": True}, "value_wrong_type"),
     ({"degrees": 900}, "value_out_of_range"), ({"degrees": "4"}, "value_out_of_range"),
     ({"factor": 0}, "value_out_of_range"), ({"share": 1}, "value_out_of_range"),
-    ({"degrees": 10**400}, "value_out_of_range")])
+    ({"degrees": 10**400}, "value_out_of_range"), ({"degrees": math.inf}, "value_wrong_type"),
+    ({"factor": math.nan}, "value_wrong_type")])
 def test_gold_that_breaks_its_tools_schema_is_dropped(given, problem):
     call = {"name": "set_heating", "arguments": {"room": "kitchen"} | given}
     assert verify.call_problem([call], HEATING) == problem
+
+
+def test_a_question_of_ones_own_may_be_answered_with_null_for_what_is_left_out():
+    for more, said in (({"degrees": None}, []), ({"room": None}, ["call 1: required missing"]),
+                        ({"colour": None}, ["call 1: unknown argument"])):
+        call = {"name": "set_heating", "arguments": {"room": "kitchen"} | more}
+        assert results.call_problems(verify.Calls([call], 0), None, HEATING) == said
 
 
 def test_the_generators_pay_stays_the_papers():
@@ -356,7 +383,11 @@ def test_values_are_allowed_where_jsonschema_allows_them(schema, spell, value):
     ("AB-123", "seat AB-123, please", True), ("10:30", "at 10:30", True),
     ("10:30", "at 10.45", False), ("2026-05-17", "by 2026-05-17.", True),
     ("twenty", "20 nights", True), ("twenty", "20.5 metres", False), (20, "twenty nights", True),
-    (12, "\u0661\u0662 nights", True)])
+    (12, "\u0661\u0662 nights", True), (25, "twenty-five nights", True),
+    (25, "Twenty five nights", True), (20, "twenty-five nights", False),
+    (5, "twenty-five nights", False), (-25, "minus twenty-five", True),
+    ("\u0938\u0940\u0924\u093e", "\u0938\u0940\u0924\u093e \u0915\u094b", True),
+    ("\u0938\u0940\u0924\u093e", "\u0938\u0947\u0924\u0941 \u0915\u094b", False)])
 def test_numbers_are_grounded_by_value(value, question, grounded):
     assert verify.grounded([{"name": "f", "arguments": {"x": value}}], question) is grounded
 
