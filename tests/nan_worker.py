@@ -34,4 +34,5 @@ if __name__ == "__main__":
         generator.reward = reward
     else:
         engine.Engine.copy_to = copy_to
+    sys.argv[0] = "selfplay.py"      # whose run it is
     selfplay.main(sys.argv[2:])

@@ -304,6 +304,8 @@ def test_a_changed_file_of_settings_is_noticed(tmp_path):
     assert "the file of --domains has changed" in directory_problem(changed)
     fewer = dataclasses.replace(config, iterations=2)
     assert "--iterations was 3 and is 2" in directory_problem(fewer)
+    write_json(config.path / "config.json", record(config) | {"script": "mine.py"})
+    assert "the script was mine.py and is " in directory_problem(config)
 
 
 def test_specs_draw_from_own_tools():

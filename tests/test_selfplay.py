@@ -165,6 +165,7 @@ def test_the_process_group_is_left_before_python_ends(refused, small_run, tmp_pa
         model.write_bytes(model.read_bytes()[:-1000])
         arguments = ["--run_dir", tmp_path / "run", "--model", model.parent]
     script = ("import atexit, sys, selfplay, torch.distributed as dist\n"
+              "sys.argv[0] = 'selfplay.py'\n"
               "atexit.register(lambda: print('left', not dist.is_initialized()))\n"
               "import engine\n"
               "init = engine.init_distributed\n"
