@@ -21,10 +21,10 @@ def read_menu(value):
     """Tools from a file that people wrote, as `normalise_tool` gives them.
 
     Read are lists as OpenAI, MCP and Anthropic want them, and the whole result of MCP's tools/list.
-    A parameter may say {"required": true} of itself, and one that may be null is not required.
-    Local references are put in place, and a schema that says "a primitive value, or null" in
-    another way becomes a flat one: see `flat_schema`. One that stays nested is kept; `menu_problem`
-    is stricter.
+    A parameter may say {"required": true} of itself. OpenAI's strict tools require all parameters,
+    and let be null what may be left out: it is not required here. Local references are put in
+    place, and a schema that says "a primitive value, or null" in another way becomes a flat one:
+    see `flat_schema`. One that stays nested is kept; `menu_problem` is stricter.
 
     Args:
         value: the content of the file, a JSON value.
@@ -65,7 +65,7 @@ def _read_written(element, number):
         for name, schema in tool["parameters"].items():
             place = f"parameter {name!r} "
             schema = put_in_place(schema, root)
-            if takes_null(schema) and name in tool["required"]:      # null is how to leave it out
+            if element.get("strict") is True and takes_null(schema) and name in tool["required"]:
                 tool["required"].remove(name)
             schema = flat_schema(schema)
             flag = schema.get("required")
@@ -150,8 +150,7 @@ def put_in_place(schema, root, depth=0, left=None):
 
 
 def takes_null(schema):
-    """May a parameter be null? Schemas of OpenAI's strict mode require every parameter, and say so
-    of those that may be left out."""
+    """May a parameter be null?"""
     kinds = schema.get("type")
     options = [schema[key] for key in _OPTIONS if isinstance(schema.get(key), list)]
     return (schema.get("nullable") is True or None in (choices_of(schema) or ())
@@ -164,7 +163,7 @@ def flat_schema(schema):
 
     So are read: null among the types, the options or the enum, with its default of null;
     `nullable`; an enum or a const without a type; options that are constants; and an allOf, anyOf
-    or oneOf of one.
+    or oneOf of one. Whether a parameter may be left out is for `required` to say.
 
     >>> flat_schema({"anyOf": [{"enum": ["a", "b"]}, {"type": "null"}], "default": None})
     {'enum': ['a', 'b'], 'type': 'string'}

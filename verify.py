@@ -316,8 +316,7 @@ def canonical_call(call):
 def menu_problem(tools):
     """First reason why a menu is not sound, and where, in words; (None, None) where it is sound.
 
-    Sound: names unique and not a generic word, described in 5 characters or more (bytes of UTF-8: a
-    Chinese one says as much as several letters), primitive types,
+    Sound: names unique and not a generic word, described in 5 characters or more, primitive types,
     required parameters declared; at most MAX_ITEMS tools, parameters of a tool, and MAX_CHOICES
     values in its enums.
     """
@@ -333,7 +332,7 @@ def menu_problem(tools):
                 ("tool_too_large", len(parameters) > MAX_ITEMS or choices > MAX_CHOICES),
                 ("tool_names_repeat", names[name] > 1),
                 ("tool_name_generic", name.lower() in GENERIC_NAMES),
-                ("tool_undescribed", len(tool["description"].strip().encode(errors="replace")) < 5),
+                ("tool_undescribed", len(tool["description"].strip()) < 5),
                 ("type_not_primitive", nested), ("required_undeclared", undeclared)):
             if wrong:
                 return reason, place if wrong is True else f"{place}: parameter {wrong[0]!r}"

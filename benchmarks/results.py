@@ -119,17 +119,11 @@ def table_line(head, cells):
 
 
 def call_problems(calls, fault, menu):
-    """What is wrong with an answer, in words. An argument that is null counts as left out."""
+    """What is wrong with an answer, in words."""
     if calls is None:
         return [f"no calls can be read: {fault}"]
-    known = {tool["name"]: tool["parameters"] for tool in menu}
-    problems = []
-    for n, call in enumerate(calls.calls, 1):
-        name, arguments = call["name"], call["arguments"]
-        given = {p: value for p, value in arguments.items()
-                 if value is not None or p not in known.get(name, ())}
-        if problem := call_problem([{"name": name, "arguments": given}], menu):
-            problems.append(f"call {n}: {problem.replace('_', ' ')}")
+    problems = [f"call {n}: {problem.replace('_', ' ')}" for n, call in enumerate(calls.calls, 1)
+                if (problem := call_problem([call], menu))]
     if calls.malformed:
         problems.append(f"elements that are no calls: {calls.malformed}")
     elif not calls.calls:

@@ -8,10 +8,13 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
 import disk
+import run as runs
 from cli import Refused
 from conftest import (ROOT, SMALL, call, is_free, kill_group, lines, same, start, steps_logged,
                       wait_for)
@@ -229,6 +232,23 @@ def test_a_pool_goes_on_after_its_last_whole_slice(tmp_path):
     assert folder.kept_rows(name, 3, 8) == [0, 1, 2, 3, 4, 5]
     folder.append(name, 6, 7)
     assert folder.kept_rows(name, 3, 8) == list(range(8))
+
+
+def test_the_time_of_a_pool_is_on_disk_slice_by_slice(tmp_path):
+    """A stop within a pool keeps its slices, and what they took."""
+    kept = []
+
+    def work(run, items, *_):
+        state = tmp_path / "state.json"
+        kept.append(json.loads(state.read_text())["wall_seconds"] if state.exists() else 0)
+        return items
+
+    bar = SimpleNamespace(update=lambda n: None)
+    run = SimpleNamespace(
+        config=SimpleNamespace(sample_rows=2), iteration=1, files=disk.Directory(tmp_path),
+        stopper=SimpleNamespace(critical=nullcontext()), bar=lambda *_: nullcontext(bar))
+    assert runs.Run.in_slices(run, "pool", [0, 1, 2, 3, 4], 1, work) == [0, 1, 2, 3, 4]
+    assert kept[0] == 0 and 0 < kept[1] < kept[2]
 
 
 def test_json_lines_are_read_with_the_number_of_a_bad_one(tmp_path):

@@ -169,6 +169,10 @@ def test_bf16_where_a_cpu_is_slower_in_it(bf16, fp32, dtype, said, monkeypatch):
     assert check.dtype_problem(Config(dtype=dtype)) is None
 
 
+def test_a_product_takes_time():
+    assert check.product_seconds(torch.float32) > 0
+
+
 def test_check_prints_its_table_and_loads_no_weights(tmp_path):
     output = call(sys.executable, "selfplay.py", "--check", "--run_dir", tmp_path / "run")
     for part in ("peak", "EOS ids", "the scores 1 to 5 are the tokens", "disk", "survives"):
