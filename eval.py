@@ -175,7 +175,7 @@ def overlap(args):
     for name, rows in load_sets(args).items():
         found = score.overlaps(questions, rows)
         say(f"{name}: {len(found)} of {len(questions)} training questions share {score.NGRAM} "
-            f"words in a row with one of {len(rows)} benchmark questions")
+            f"words in a row, or all of fewer, with one of {len(rows)} benchmark questions")
         for question, gram, ids in found:
             say(f"    {question!r} shares {gram!r} with {', '.join(ids)}")
 
@@ -279,6 +279,8 @@ def main(argv=None):
         refuse(f"{lms.one_line(error)}: give a smaller --rows")
     except (OSError, lms.NonFinite) as error:
         refuse(error)
+    except KeyboardInterrupt:
+        refuse("stopped", 130)
 
 
 if __name__ == "__main__":

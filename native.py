@@ -101,9 +101,10 @@ def read_response(template, text):
     """By a checkpoint's response template. A damaged call is plain text to it, and not to us."""
     try:
         said = parse_response(text, template, prefix="")
-        if calls := said.get("tool_calls"):
-            return joined([json.dumps(calls)])
-        return None, score.without_block(text, "<tool_call" in (said.get("content") or ""))
+        left = "<tool_call" in (said.get("content") or "")
+        if said.get("tool_calls") and not left:
+            return joined([json.dumps(said["tool_calls"])])
+        return None, score.without_block(text, left)
     except Exception:      # a template is applied to whatever the model wrote
         return None, "unparsable"
 

@@ -364,7 +364,8 @@ def pool_section(run):
     pools = run.pools
     rows = [[name, *(fate[name] for fate in pools.values())] for name in fate_names(run)]
     return pools and table(["candidates", *(f"iteration {i}" for i in pools)], rows) + [
-        "", *metrics_table(run, "curriculum", "their tasks")]
+        "", *metrics_table(run, "curriculum", "their tasks"), "",
+        "`mean_pass_rate` is that of the curriculum; all else is of the pool."]
 
 
 def fate_names(run):

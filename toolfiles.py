@@ -56,6 +56,10 @@ def _read_written(element, number):
             if "properties" in top:
                 lost = [key for key in _OPTIONS if _have_properties(top.get(key))]
             top = _one_option(top)
+            if isinstance(top.get("required"), str):
+                raise ValueError("its 'required' is no list of parameters")
+            if isinstance(top.get("properties") or {}, list):
+                raise ValueError("its 'properties' are no object {parameter: schema}")
         tool = read_tool({**element, "parameters": top})
         if not (lost or tool["parameters"]):
             lost = _lost_schemas(element, top)
@@ -69,6 +73,8 @@ def _read_written(element, number):
                 tool["required"].remove(name)
             schema = flat_schema(schema)
             flag = schema.get("required")
+            if isinstance(flag, str):
+                raise ValueError("says 'required' in quotes, and is wanted to say true or false")
             if isinstance(flag, bool):                    # a list is a nested schema's own
                 schema = without(schema, "required")
                 tool["required"] += [name] if flag and name not in tool["required"] else []

@@ -2,8 +2,8 @@
 files.
 
 A result file <set>.jsonl has one line per row: id, task_hash, text (null if the row was never
-asked), calls (null if nothing parses), verdict (right or wrong), error (class) and kind. What the
-files were made with is in settings.json.
+asked), calls (null if nothing parses, [] if it rightly declined), verdict (right or wrong), error
+(class) and kind. What the files were made with is in settings.json.
 """
 import hashlib
 import json
@@ -207,7 +207,7 @@ def compare_lines(a, b):
     Refused if they have no set in common, were asked different questions, or scored with other
     gold: then `--score` brings them up to date.
     """
-    lines = []
+    lines, alone = [], []
     for name in LOADERS:
         of_a, of_b = read(a, name), read(b, name)
         both = [n for n in of_a if n in of_b]
@@ -223,8 +223,12 @@ def compare_lines(a, b):
             lone = len(of_a) + len(of_b) - 2 * len(both)
             if lone:
                 lines.append(f"    {lone} rows stand in one of the two only: left out")
+        elif of_a or of_b:
+            alone.append(name)
     if not lines:
         raise Refused(f"{a} and {b} have no <set>.jsonl in common")
+    if alone:
+        lines.append(f"sets of one of the two only, left out: {', '.join(alone)}")
     native = [read_json(out / SETTINGS).get("native") for out in (a, b)]
     asked = [f"its own, read as {name}" if name else "the Solver's" for name in native]
     return lines if native[0] == native[1] else [f"prompt: A {asked[0]}; B {asked[1]}", *lines]

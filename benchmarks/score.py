@@ -39,9 +39,12 @@ def read(text):
     calls = solver.read(text)
     if calls is not None:
         return calls, None
-    if last_block(text, "tool_call_answer") is not None:
+    said = after_think(text)
+    opened = "<tool_call_answer>" in said
+    # A call in another spelling, say in a code fence, has not declined either.
+    if last_block(text, "tool_call_answer") is not None or not opened and '"arguments"' in said:
         return None, "unparsable"
-    return None, without_block(text, "<tool_call_answer>" in after_think(text))
+    return None, without_block(text, opened)
 
 
 def without_block(text, opened=False):
@@ -95,7 +98,7 @@ class Verdict(NamedTuple):
 
     error: tuple | None          # (class, kind); None: right
     loose_error: tuple | None    # the same with unknowable credentials ignored
-    calls: list | None           # as parsed; None if nothing parses, or it was never asked
+    calls: list | None           # as parsed, [] if rightly declined; None if nothing parses
 
 
 def judge(row, text, read=read):
@@ -215,9 +218,11 @@ def mcnemar(only_a, only_b):
 
 
 def ngrams(text):
-    """Runs of NGRAM words in the first MAX_QUESTION characters of a text, normalised by verify."""
+    """Runs of NGRAM words in the first MAX_QUESTION characters of a text, normalised by verify; of
+    a shorter text, all of its words."""
     words = normalise_text(text[:MAX_QUESTION]).split()
-    return [tuple(words[i:i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
+    runs = max(len(words) - NGRAM, 0) + 1 if words else 0
+    return [tuple(words[i:i + NGRAM]) for i in range(runs)]
 
 
 def overlaps(questions, rows):

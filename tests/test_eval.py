@@ -170,7 +170,7 @@ def test_statistics_by_hand():
     assert 0 <= score.mcnemar(900, 1300) < 1e-15
 
 
-def test_overlaps_of_eight_words():
+def test_overlaps_of_eight_words_or_of_all_words_of_a_short_question():
     task = verify.Task("Please tell me: what is the weather in Rome today?", [], [])
     short = verify.Task("What is the weather?", [], [])
     rows = [loaders.Row("r0", task), loaders.Row("r1", short)]
@@ -178,7 +178,9 @@ def test_overlaps_of_eight_words():
                  "what is the weather in rome on Sunday, tell me",
                  "What is the weather?"]
     assert score.overlaps(questions, rows) == [
-        (questions[0], "tell me what is the weather in rome", ["r0"])]
+        (questions[0], "tell me what is the weather in rome", ["r0"]),
+        (questions[2], "what is the weather", ["r1"])]
+    assert score.ngrams("...") == []
 
 
 def test_the_papers_five_are_averaged(tmp_path):
@@ -349,6 +351,10 @@ def test_compare(tmp_path, capsys):
     assert lines[1] == "    only A right, 1 rows: r0"
     assert lines[2].startswith("    only B right, 6 rows: r3, r4")
     assert lines[3] == "    2 rows stand in one of the two only: left out"
+    (tmp_path / "a/tiny.jsonl").write_bytes((tmp_path / "a/snips.jsonl").read_bytes())
+    evaluation.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert capsys.readouterr().out.splitlines() == [
+        *lines, "sets of one of the two only, left out: tiny"]
     fixtures.write_lines(tmp_path / "b/snips.jsonl",
                          [{"id": "r0", "task_hash": "9", "text": "", "verdict": "right"}])
     message = refused(["--compare", str(tmp_path / "a"), str(tmp_path / "b")], capsys)
@@ -361,6 +367,26 @@ def test_compare(tmp_path, capsys):
         assert says in refused(["--compare", str(tmp_path / "a"), str(tmp_path / "b")], capsys)
     (tmp_path / "b/snips.jsonl").unlink()
     assert "holds no <set>.jsonl" in refused(["--score", str(tmp_path / "b")], capsys)
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "load_model", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        evaluation.main(["--benchmarks", "tiny"])
+    assert stopped.value.code == 130 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", [
+    '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>',
+    '```json\n[{"name": "f", "arguments": {"x": 1}}]\n```',
+    '<think>x</think>\n[{"name": "f", "arguments": {}}]'])
+def test_a_call_in_another_spelling_has_not_declined(text):
+    row = loaders.Row("r", verify.Task("Which one?", [], []))
+    assert score.judge(row, text).error == ("format", "unparsable")
+    assert score.judge(row, "None of these arguments fit.").error is None
 
 
 @pytest.fixture
@@ -385,8 +411,7 @@ def test_overlap(run_dir, data, capsys):
     evaluation.main(["--overlap", str(run_dir), "--benchmarks", "tiny,toolalpaca",
                      "--data", str(data)])
     output = capsys.readouterr().out
-    long = sum(len(score.ngrams(task.question)) > 0 for task in tiny.heldout(6))
-    assert long and f"tiny: {long} of 6 training questions share 8 words" in output
+    assert "tiny: 6 of 6 training questions share 8 words in a row, or" in output
     assert "toolalpaca: 0 of 6" in output and repr(tiny.heldout(1)[0].question) in output
 
 

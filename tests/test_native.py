@@ -237,7 +237,8 @@ def ours(text):
 
 RESPONSE_ANSWERS = {ours(f"[{A}, {B}]"): [ONE, TWO], ours(A): [ONE], ours("[]"): NO_BLOCK,
                     ours(f"[{A}"): OPEN, "I will go.": NO_BLOCK, "": NO_BLOCK,
-                    f"<tool_call_answer>[{A}]": OPEN}
+                    f"<tool_call_answer>[{A}]": OPEN,
+                    ours(f"[{A}]") + ours("[7]"): OPEN}
 
 
 @pytest.mark.parametrize("settings, answers", [

@@ -148,6 +148,16 @@ def test_what_may_be_null_may_be_left_out_as_in_openais_strict_mode(schema, requ
 NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}}
 
 
+@pytest.mark.parametrize("schema, reason", [
+    ({"properties": {"x": {"type": "string"}}, "required": "x"}, "its 'required' is no list"),
+    ({"type": "object", "properties": [{"name": "x", "type": "string"}]}, "its 'properties'"),
+    ({"x": {"type": "string", "required": "true"}}, "parameter 'x' says 'required' in quotes")])
+def test_what_is_of_a_wrong_type_is_refused_and_not_lost(schema, reason):
+    with pytest.raises(ValueError, match=f"'f': {reason}"):
+        toolfiles.read_menu([{"name": "f", "description": "Does it.", "parameters": schema}])
+    assert toolfiles.read_menu([{"name": "f", "parameters": {"type": "object", "properties": []}}])
+
+
 @pytest.mark.parametrize("reference, reason", [
     ("#/$defs/Node", "refers to itself"), ("#/$defs/Loop", "refers to itself"),
     ("#", "refers to itself"), ("#/$defs/None", "no schema in its tool"),
