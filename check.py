@@ -78,11 +78,12 @@ def forecast(shape, config, world):
     N, two = count_parameters(shape), 2 if config.dtype == "bf16" else 4
     zero = engine.settings(config)["zero_optimization"]
     T = config.max_prompt + config.max_completion
+    longest = config.max_prompt + max(config.max_completion, config.max_verify)
     head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     # GPT-2 names neither of these.
     kv_heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     inner = getattr(shape, "intermediate_size", None) or 4 * shape.hidden_size
-    kv_row = 2 * two * shape.num_hidden_layers * kv_heads * head * T
+    kv_row = 2 * two * shape.num_hidden_layers * kv_heads * head * longest
     tokens = max(config.micro_tokens, T)      # a longer completion stands alone
     inside_layer = tokens * two * (12 * shape.hidden_size + 4 * inner)
     kept = tokens * two * shape.hidden_size * shape.num_hidden_layers

@@ -28,9 +28,9 @@ class Parser(argparse.ArgumentParser):
         refuse(message)
 
 
-def refuse(message, code=2):
-    """End the program with one line, said once on each machine."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+def refuse(message, code=2, everywhere=False):
+    """End the program with one line, said once on each machine, or by every rank."""
+    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
 

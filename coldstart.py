@@ -80,9 +80,12 @@ class Trainer:
         loss = -(1 / assistant's tokens in the step) sum log p(token)
 
         Returns:
-            (loss, tokens read), the same on every rank. Refused if loss or gradient is not finite.
+            (loss, tokens read), the same on every rank. Refused if loss or gradient is not finite,
+            or all examples are too long.
         """
         groups = [[row] for row in sorted(encode(self.lm, examples), key=length)]
+        if not groups:
+            raise Refused("no example of a step is short enough for the model's positions")
         assistant_tokens = sum(len(row.ids) for row, in groups)
         rank, world = lms.rank_and_world()
         loss = torch.zeros((), device=self.lm.model.device)
@@ -262,6 +265,7 @@ if __name__ == "__main__":
         lms.leave_group()
         refuse(problem)
     except torch.OutOfMemoryError as error:
-        refuse(f"{lms.one_line(error)}: give a smaller --micro_tokens, or --gradient_checkpointing")
+        refuse(f"{lms.one_line(error)}: give a smaller --micro_tokens, or --gradient_checkpointing",
+               everywhere=True)
     except KeyboardInterrupt:
         refuse("stopped; the same command goes on from the last saved step", 130)

@@ -180,7 +180,7 @@ def parse(argv):
     given.pop("local_rank")
     action = given.pop("action")
     config = Config(**PRESETS[given["preset"]] | given)
-    if problem := find_problem(config):
+    if problem := find_problem(config) or action != "explain" and directory_problem(config):
         refuse(problem)
     return config, action
 
@@ -206,7 +206,7 @@ def find_problem(config):
             getattr(config, content)
         except ValueError as error:
             return f"--{flag} {error}"
-    return directory_problem(config)
+    return None
 
 
 def record(config):

@@ -276,7 +276,7 @@ def main(argv=None):
         lms.leave_group()
         refuse(problem)
     except torch.OutOfMemoryError as error:
-        refuse(f"{lms.one_line(error)}: give a smaller --rows")
+        refuse(f"{lms.one_line(error)}: give a smaller --rows", everywhere=True)
     except (OSError, lms.NonFinite) as error:
         refuse(error)
     except KeyboardInterrupt:

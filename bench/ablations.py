@@ -11,7 +11,7 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from cli import Parser      # noqa: E402
+from cli import Parser, Refused, refuse      # noqa: E402
 from disk import read_json
 from report import spread, t_interval, table
 
@@ -83,4 +83,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Refused as problem:
+        refuse(problem)

@@ -13,11 +13,13 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from cli import positive      # noqa: E402
+
 
 def parser(description, rounds=5):
     """A command line with --rounds and --json."""
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=rounds, help="measurements of each")
+    parser.add_argument("--rounds", type=positive, default=rounds, help="measurements of each")
     parser.add_argument("--json", help="file for the result")
     return parser
 

@@ -91,7 +91,7 @@ def run(name, file):
 
 def main():
     parser = common.parser(__doc__, rounds=3)
-    common.add_model(parser, "")
+    common.add_model(parser, None)
     parser.add_argument("--tokens", type=int, default=3072, help="completion tokens, in 4 rows")
     parser.add_argument("--hidden", type=int, default=256, help="width of the one layer")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -124,6 +124,12 @@ def test_probes_share_their_prompts(tmp_path):
     assert result["others"]["K = 1"]["ratio"] > 1 / 6
 
 
+def test_log_probs_of_the_default_model_are_measured(tmp_path):
+    result = run("logprobs.py", tmp_path, "--tokens", "16", "--hidden", "128", "--rounds", "1",
+                 "--device", "cpu")
+    assert result["settings"]["gradient_gap"] < 1e-5
+
+
 @pytest.mark.slow
 def test_log_probs_need_a_fraction_of_the_memory_and_have_the_plain_gradient(tmp_path):
     result = run("logprobs.py", tmp_path, "--tokens", "2048", "--hidden", "128", "--device", "cpu")

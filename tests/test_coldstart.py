@@ -21,6 +21,7 @@ import model as lms
 import serving
 import solver
 import tiny
+from cli import Refused
 from verify import calls_equal
 
 
@@ -190,6 +191,12 @@ def test_training_goes_on_bit_for_bit(lm, tmp_path):
     coldstart.train(rest, batch)
     assert rest.step == 4
     assert all(torch.equal(rest.masters[name], weight) for name, weight in whole.masters.items())
+
+
+def test_a_step_without_an_example_that_fits_is_refused(lm, monkeypatch):
+    monkeypatch.setattr(coldstart, "encode", lambda lm, examples: [])
+    with pytest.raises(Refused, match="no example of a step"):
+        coldstart.Trainer(lm, 1, 1e-3, micro_tokens=64).train_step([])
 
 
 def test_a_damaged_state_is_refused(lm, tmp_path):

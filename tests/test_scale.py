@@ -310,6 +310,10 @@ def test_a_changed_file_of_settings_is_noticed(tmp_path):
     assert "--iterations was 3 and is 2" in directory_problem(fewer)
     write_json(config.path / "config.json", record(config) | {"script": "mine.py"})
     assert "the script was mine.py and is " in directory_problem(config)
+    other = ["--seed", "5", "--run_dir", str(tmp_path / "run")]
+    assert parse([*other, "--explain"])[1] == "explain"      # it changes nothing there
+    with pytest.raises(SystemExit):
+        parse(other)
 
 
 def test_specs_draw_from_own_tools():
