@@ -386,7 +386,7 @@ def make_menu(rng, domain, size, lean):
     """`size` Made tools of a domain; most of them share a verb or a noun with the first.
 
     Args:
-        lean: short descriptions, few parameters and no invented words, so that the Generator can
+        lean: short descriptions, few parameters and hardly any invented words: the Generator has to
             write it all.
     """
     styles = ("camel", "camel", "snake", "snake", "Pascal", "kebab", "dotted", "flat")

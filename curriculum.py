@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+from collections import Counter
 
 import solver
 from generator import is_placeholder
@@ -202,16 +203,12 @@ def select(tasks, size, domains, seed, order="easy_first", decline=0.0):
 
 def fill_quotas(tasks, size, domains):
     """The first `size` of the tasks that fit the quotas of domains and buckets, in no order."""
-    cells = {d: {b: [] for b in BUCKETS} for d in domains}
-    for task in tasks:
-        cells[task.spec["domain"]][task.bucket].append(task)
-    quotas = apportion(size, domains,
-                       {d: sum(map(len, cell.values())) for d, cell in cells.items()})
-    chosen = []
-    for domain, cell in cells.items():
-        shares = apportion(quotas[domain], BUCKETS, {b: len(found) for b, found in cell.items()})
-        for name, found in cell.items():
-            chosen += found[:shares[name]]
+    chosen, of_domains = [], Counter(task.spec["domain"] for task in tasks)
+    for domain, quota in apportion(size, domains, of_domains).items():
+        there = [task for task in tasks if task.spec["domain"] == domain]
+        shares = apportion(quota, BUCKETS, Counter(task.bucket for task in there))
+        for name, share in shares.items():
+            chosen += [task for task in there if task.bucket == name][:share]
     return chosen
 
 

@@ -11,9 +11,9 @@ import logging
 import os
 import shutil
 import warnings
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -170,16 +170,6 @@ class Policy(torch.nn.Module):
         return token_logprobs(self.model, packed, self.temperature, tokens)
 
 
-@contextmanager
-def linear_is(function):
-    """F.linear, for as long as the engine computes."""
-    plain, F.linear = F.linear, function
-    try:
-        yield
-    finally:
-        F.linear = plain
-
-
 class Engine:
     """One ZeRO-3 engine for the whole run, with fp32 masters.
 
@@ -208,13 +198,13 @@ class Engine:
 
     def logprobs(self, packed, tokens):
         """`model.token_logprobs` of the policy. All ranks call it, with the same `tokens`."""
-        with linear_is(self.linear):
+        with patch.object(F, "linear", self.linear):
             return self.engine(packed, tokens)
 
     def backward(self, loss, last):
         """Add the gradient of a loss to those of the step; `last` is its last micro-batch."""
         self.engine.set_gradient_accumulation_boundary(last)
-        with linear_is(self.linear):
+        with patch.object(F, "linear", self.linear):
             # DeepSpeed averages gradients over ranks, where the step wants their sum: the one
             # place where we scale.
             self.engine.backward(loss * rank_and_world()[1])
@@ -247,10 +237,10 @@ class Engine:
         rank, world = rank_and_world()
         params = dict(self.parameters())
         for name, weight in matched(weights, {name: p.ds_shape for name, p in params.items()}):
-            flat = weight.detach().float().flatten()
+            flat = weight.detach().flatten()
             size = -(-flat.numel() // world)
             # Shards have equal length; the last one is padded.
-            shard = flat[rank * size:(rank + 1) * size].to(self.device)
+            shard = flat[rank * size:(rank + 1) * size].to(self.device).float()
             shard = F.pad(shard, (0, size - shard.numel()))
             safe_set_local_fp32_param(params[name], shard)
             params[name].ds_tensor.data.copy_(shard)
@@ -263,15 +253,14 @@ class Engine:
         for name, param in self.parameters():
             full = safe_get_full_fp32_param(param)
             if rank_and_world()[0] == 0:
-                masters[name] = full.detach().cpu().clone()
+                masters[name] = full.detach().to("cpu", copy=True)
         return masters
 
     def copy_to(self, model):
         """Refresh a plain copy of the model in place, gathering one parameter at a time."""
-        target = dict(model.named_parameters())
         for name, param in self.parameters():
             with torch.no_grad(), deepspeed.zero.GatheredParameters([param]):
-                target[name].copy_(param)
+                model.get_parameter(name).copy_(param)
 
     def save(self, path, lm):
         """Write a Hugging Face checkpoint with fp32 weights. All ranks call it.
@@ -295,9 +284,9 @@ class Engine:
         to go on as if nothing had happened."""
         tensors = {}
         for n, flat in enumerate(self.optimizer.fp32_partitioned_groups_flat):
-            tensors[f"{n}.master"] = flat.detach().cpu().clone()
+            tensors[f"{n}.master"] = flat.detach().to("cpu", copy=True)
             for name, value in self.optimizer.optimizer.state[flat].items():
-                tensors[f"{n}.{name}"] = torch.as_tensor(value).cpu().clone()
+                tensors[f"{n}.{name}"] = torch.as_tensor(value).to("cpu", copy=True)
         return tensors
 
     def restore(self, tensors):
@@ -305,9 +294,8 @@ class Engine:
         for n, flat in enumerate(self.optimizer.fp32_partitioned_groups_flat):
             flat.data.copy_(tensors[f"{n}.master"])
             self.optimizer.optimizer.state[flat] = {
-                "step": tensors[f"{n}.step"],
-                "exp_avg": tensors[f"{n}.exp_avg"].to(flat.device),
-                "exp_avg_sq": tensors[f"{n}.exp_avg_sq"].to(flat.device)}
+                name: tensors[f"{n}.{name}"].to("cpu" if name == "step" else flat.device)
+                for name in ("step", "exp_avg", "exp_avg_sq")}
         for _, param in self.parameters():
             param.ds_tensor.data.copy_(safe_get_local_fp32_param(param))
 

@@ -57,16 +57,15 @@ def solve(lm, prompts, max_tokens, rows, label=None):
         label: of a progress bar; None shows none.
     """
     rank, world = lms.rank_and_world()
-    order, texts = sorted(range(len(prompts)), key=lambda n: len(prompts[n])), [None] * len(prompts)
+    order, texts = sorted(range(len(prompts)), key=lambda n: len(prompts[n])), {}
     # A chunk for each rank at a time, in the sampler's own order: what stands in a chunk does not
     # depend on the ranks. Longest first: memory runs out at once or never.
     starts = range(0, len(prompts), rows * world)[::-1]
     for start in tqdm(starts, label, disable=label is None or rank > 0, leave=False):
         some = order[start:start + rows * world]
         groups = lms.sample(lm, [prompts[n] for n in some], 1, (), 0, max_tokens, rows)
-        for n, (rollout,) in zip(some, groups):
-            texts[n] = rollout.text
-    return texts
+        texts |= {n: rollout.text for n, (rollout,) in zip(some, groups)}
+    return [texts[n] for n in range(len(prompts))]
 
 
 def answer(lm, label, rows, args):
@@ -115,29 +114,27 @@ def evaluate(args):
                 "weights": results.weights_hash(lm.model), "native": None} | convention
         checked(lambda: args.out.mkdir(parents=True, exist_ok=True))
         results.see_settings(args.out, made)
-    out = args.out if lms.rank_and_world()[0] == 0 else None
-    if out:
-        write_json(out / results.SETTINGS, made)
+        if lms.rank_and_world()[0] == 0:
+            write_json(args.out / results.SETTINGS, made)
     for name, rows in sets.items():
         texts = answer(lm, name, rows, args)
-        verdicts[name] = conclude(name, rows, texts, native.reader(convention))
-        if out:
-            results.write(out, name, rows, texts, verdicts[name])
+        verdicts[name] = conclude(name, rows, texts, native.reader(convention), args.out)
     say("", *results.summary_lines(verdicts))
 
 
-def conclude(name, rows, texts, read):
-    """Verdicts on a set, printed."""
+def conclude(name, rows, texts, read, out):
+    """Verdicts on a set, printed, and written where there is a directory for them."""
     verdicts = [score.judge(row, text, read) for row, text in zip(rows, texts)]
     say(*results.set_lines(name, rows, verdicts))
+    if out and lms.rank_and_world()[0] == 0:
+        results.write(out, name, rows, texts, verdicts)
     return verdicts
 
 
 def load_sets(args):
     """{set: rows} of --benchmarks."""
-    for name in args.benchmarks:
-        if name not in (*BENCHMARKS, *LOADERS):
-            raise Refused(f"no benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
+    if unknown := {*args.benchmarks} - {*BENCHMARKS, *LOADERS}:
+        raise Refused(f"no benchmark {min(unknown)!r}: choose from {', '.join(BENCHMARKS)}")
     return {name: load(name, args.data or DATA, args.limit) for name in LOADERS
             if {name, name.partition("_")[0]} & {*args.benchmarks}}
 
@@ -150,8 +147,7 @@ def score_again(args):
         if stored := results.read(args.score, name):
             rows = load(name, args.data or made["data"], made["limit"])
             texts = results.stored_texts(stored, name, rows)
-            verdicts[name] = conclude(name, rows, texts, native.reader(made))
-            results.write(args.score, name, rows, texts, verdicts[name])
+            verdicts[name] = conclude(name, rows, texts, native.reader(made), args.score)
     if not verdicts:
         raise Refused(f"{args.score} holds no <set>.jsonl: give a directory that --out has written")
     say("", *results.summary_lines(verdicts))
@@ -208,6 +204,7 @@ def cross_play(args):
                                       if (run / f"iter{i}/solver").is_dir()}
     cells, device = [], join_ranks()
     for i, path in solvers.items():
+        lm = None      # the last one goes before the next one comes
         lm = load_model(path, device, config["dtype"] == "fp32")
         for j, tasks in chosen.items():
             texts = solve(lm, [encode(lm, task) for task in tasks], config["max_verify"],
@@ -278,7 +275,7 @@ def main(argv=None):
     except torch.OutOfMemoryError as error:
         refuse(f"{lms.one_line(error)}: give a smaller --rows", everywhere=True)
     except (OSError, lms.NonFinite) as error:
-        refuse(error)
+        refuse(error, everywhere=True)
     except KeyboardInterrupt:
         refuse("stopped", 130)
 

@@ -77,10 +77,8 @@ def sample_spec(rng, domains=DOMAINS, tools=None, decline=0.0):
         size = rng.choices((3, 4, 5), weights=(0.3, 0.4, 0.3))[0]
     else:
         size = rng.randint(2, 4) if rng.random() < 0.4 else rng.randint(5, MOST_TOOLS)
-    menu = None
-    if tools:
-        size = min(size, len(tools))
-        menu = sorted(rng.sample(tools, size), key=lambda tool: tool["name"])
+    size = min(size, len(tools)) if tools else size
+    menu = tools and sorted(rng.sample(tools, size), key=lambda tool: tool["name"])
     if decline and rng.random() < decline:
         calls = 0
     return Spec(domain, context, size, calls, menu)
@@ -91,9 +89,7 @@ def prompt(spec):
     context = ("a short conversation between User and Agent, all inside the question"
                if spec.context == "multi_turn" else "a single message of the user")
     request = (f"Domain: {spec.domain}\nContext: {context}\nNumber of tools: exactly {spec.tools}\n"
-               f"Number of calls: exactly {spec.calls}")
-    if spec.calls == 0:
-        request += NO_CALL
+               f"Number of calls: exactly {spec.calls}{'' if spec.calls else NO_CALL}")
     if spec.menu is not None:
         request += f"{GIVEN_TOOLS}{json.dumps(spec.menu, ensure_ascii=False)}"
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": request}]
@@ -105,10 +101,8 @@ def longest_prompt(size, domains=(), tools=None):
     Args:
         size: function of a text to its number of tokens.
     """
-    def written(tool):
-        return size(json.dumps(tool, ensure_ascii=False))
-
-    menu = tools and sorted(tools, key=written)[-MOST_TOOLS:]
+    menu = tools and sorted(tools, key=lambda tool: size(
+        json.dumps(tool, ensure_ascii=False)))[-MOST_TOOLS:]
     domain = max([OWN_DOMAIN, *domains], key=size)
     return prompt(Spec(domain, "multi_turn", MOST_TOOLS, 0, menu))
 
@@ -173,11 +167,10 @@ def validity_reward(draft, grounding=True):
     """
     if not draft.tools or draft.calls is None or draft.malformed:
         return 0.0
-    menu = {tool["name"]: tool for tool in draft.tools}
+    menu = {tool["name"]: set(tool["required"]) for tool in draft.tools}
     known = len(menu) == len(draft.tools) and all(call["name"] in menu for call in draft.calls)
-    required = all(call["name"] in menu
-                   and set(menu[call["name"]]["required"]) <= set(call["arguments"])
-                   for call in draft.calls)
+    # A tool that is not there needs what no call can give.
+    required = all(menu.get(call["name"], {None}) <= set(call["arguments"]) for call in draft.calls)
     valued = not draft.calls or any(call["arguments"] for call in draft.calls)
     return 0.4 * known + 0.4 * required + 0.2 * (
         not grounding or valued and grounded(draft.calls, draft.question or ""))

@@ -46,7 +46,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from model import NonFinite, flat, pack, rank_and_world
+from model import NonFinite, flat, of_every_rank, pack, rank_and_world
 
 # ---------------------------------------------------------------------------------------------
 # The two equations
@@ -63,18 +63,16 @@ def group_advantages(reward_PG):
     Returns:
         advantages (P, G) in fp32.
     """
-    reward_PG = reward_PG.double()
-    mean_P1 = reward_PG.mean(1, keepdim=True)
-    std_P1 = reward_PG.std(1, keepdim=True)
-    equal_P1 = (reward_PG == reward_PG[:, :1]).all(1, keepdim=True)
-    return ((reward_PG - mean_P1) / (std_P1 + 1e-4)).masked_fill(equal_P1, 0.0).float()
+    reward_PG = reward_PG.double() - reward_PG[:, :1]      # equal ones become 0, and stay 0
+    std_P1, mean_P1 = torch.std_mean(reward_PG, 1, keepdim=True)
+    return ((reward_PG - mean_P1) / (std_P1 + 1e-4)).float()
 
 
-def grpo_loss(logp_BC, old_logp_BC, adv_B, mask_BC, weight_B, epsilon):
-    """loss = sum_i w_i (1/|o_i|) sum_t -min(rho A_i, clip(rho, 1 - eps, 1 + eps) A_i)
+def grpo_loss(logp_BC, old_logp_BC, adv_B, mask_BC, weight, epsilon):
+    """loss = w sum_i (1/|o_i|) sum_t -min(rho A_i, clip(rho, 1 - eps, 1 + eps) A_i)
     with rho = exp(logp - old_logp).
 
-    With w_i = 1 / (completions in the step) and summed over its micro-batches, this is GRPO's mean
+    With w = 1 / (completions in the step) and summed over its micro-batches, this is GRPO's mean
     over completions of the mean over their tokens. On fresh samples rho is 1 and the loss is about
     0 whatever happens: it is its gradient that matters.
 
@@ -83,19 +81,18 @@ def grpo_loss(logp_BC, old_logp_BC, adv_B, mask_BC, weight_B, epsilon):
         old_logp_BC: under the policy that sampled, without.
         adv_B: advantages.
         mask_BC: True on completion tokens; every row has one.
-        weight_B: w_i.
+        weight: w.
         epsilon: clipping range.
 
     Returns:
-        (loss, share of tokens where the clipped term is the active one).
+        (loss, number of tokens where the clipped term is the active one).
     """
     ratio_BC = (logp_BC - old_logp_BC).exp()
     free_BC = ratio_BC * adv_B[:, None]
     clipped_BC = ratio_BC.clamp(1 - epsilon, 1 + epsilon) * adv_B[:, None]
     loss_BC = -torch.minimum(free_BC, clipped_BC) * mask_BC
-    real_BC = mask_BC & (weight_B > 0)[:, None]
-    clip_share = ((clipped_BC < free_BC) & real_BC).sum() / real_BC.sum().clamp(min=1)
-    return (weight_B * loss_BC.sum(1) / mask_BC.sum(1)).sum(), clip_share
+    clipped = ((clipped_BC < free_BC) & mask_BC).sum()
+    return (weight * loss_BC.sum(1) / mask_BC.sum(1)).sum(), clipped
 
 
 # ---------------------------------------------------------------------------------------------
@@ -108,7 +105,7 @@ class MicroBatch:
 
     groups: list              # lists of Rollouts; those of a list share their prompt
     adv_B: torch.Tensor
-    weight_B: torch.Tensor    # in the loss; 0 for a row that only keeps ranks in step
+    weight: float             # in the loss; 0 for a row that only keeps ranks in step
     tokens: int               # completion tokens, of the rank that has most
 
 
@@ -152,12 +149,11 @@ def micro_batches(groups, adv_PG, budget, device):
     for of_ranks in itertools.zip_longest(
             *(cut(groups, r, world, budget) for r in range(world)), fillvalue=idle):
         cells = of_ranks[rank]
-        weight = 0.0 if cells is idle else 1 / adv_PG.numel()
         batches.append(MicroBatch(
             [[groups[p][g] for _, g in part]
              for p, part in itertools.groupby(cells, key=lambda cell: cell[0])],
             torch.stack([adv_PG[cell] for cell in cells]).to(device),
-            torch.full((len(cells),), weight, device=device),
+            0.0 if cells is idle else 1 / adv_PG.numel(),
             max(sum(len(groups[p][g].ids) for p, g in rank_cells) for rank_cells in of_ranks)))
     return batches
 
@@ -202,9 +198,7 @@ def step(engine, groups, reward_PG, rate, budget, epsilon=0.2, updates=1, commit
         if not math.isfinite(norm):
             raise NonFinite("the gradient", flat(groups))
     # 3) Metrics. In the first pass the policy is still the sampler; clipping shows in the last one.
-    both = torch.stack([first, sums])
-    if rank_and_world()[1] > 1:
-        torch.distributed.all_reduce(both)
+    both = sum(of_every_rank(torch.stack([first, sums]).cpu()))
     loss, _, gap, entropy, tokens = both[0].tolist()
     return {"loss": loss, "grad_norm": norm, "clip_share": both[1, 1].item() / tokens,
             "sampler_gap": gap / tokens, "entropy": entropy / tokens, "tokens": int(tokens),
@@ -231,13 +225,11 @@ def accumulate(engine, batches, old, epsilon):
             raise NonFinite("a log-probability", list(itertools.compress(rollouts, bad_B)))
         if old_BC is None:
             old_BC = logp_BC.detach()
-        loss, clip_share = grpo_loss(logp_BC, old_BC, batch.adv_B, mask_BC, batch.weight_B, epsilon)
+        loss, clipped = grpo_loss(logp_BC, old_BC, batch.adv_B, mask_BC, batch.weight, epsilon)
         engine.backward(loss, last=batch is batches[-1])
         sampled_BC = pad_sequence([torch.tensor(r.logps) for r in rollouts],
                                   batch_first=True).to(engine.device)
-        real_BC = mask_BC & (batch.weight_B > 0)[:, None]
-        gap_BC = (logp_BC.detach() - sampled_BC).abs() * real_BC
-        tokens = real_BC.sum()
-        sums += torch.stack([loss.detach(), clip_share * tokens, gap_BC.sum(),
-                             (entropy_BC * real_BC).sum(), tokens])
+        gap = (logp_BC.detach() - sampled_BC).abs().sum()      # outside of the mask both are 0
+        sums += (batch.weight > 0) * torch.stack([loss.detach(), clipped, gap, entropy_BC.sum(),
+                                                  mask_BC.sum()])
     return sums

@@ -28,7 +28,6 @@ import hashlib
 import json
 import math
 import re
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from os.path import commonprefix
@@ -76,8 +75,8 @@ class Rollout:
 
 
 def flat(groups):
-    """The Rollouts of all groups in one list."""
-    return [rollout for group in groups for rollout in group]
+    """The Rollouts of all groups, or the items of any lists, in one list."""
+    return [item for group in groups for item in group]
 
 
 class NonFinite(ArithmeticError):
@@ -88,7 +87,7 @@ class NonFinite(ArithmeticError):
     """
 
     def __init__(self, what, rollouts):
-        super().__init__(what)
+        super().__init__(f"{what} is not finite")
         self.rollouts = rollouts
 
 
@@ -111,8 +110,7 @@ def load_tokenizer(path, tags=()):
     if problem := template_problem(tokenizer):
         raise ValueError(f"the chat template of {path} {problem}")
     for mark in [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]:
-        back = decode(tokenizer, tokenizer.encode(mark, add_special_tokens=False))
-        if back != mark:
+        if (back := decode(tokenizer, tokenizer.encode(mark, add_special_tokens=False))) != mark:
             raise ValueError(f"the tokenizer of {path} turns {mark} into {back!r}, so that no "
                              "completion could be read")
     return tokenizer
@@ -257,8 +255,7 @@ def matched(weights, shapes):
     for name, weight in weights:
         if name not in missing:        # a tied output layer may be stored too
             continue
-        shape = missing.pop(name)
-        if weight.shape != shape:
+        if weight.shape != (shape := missing.pop(name)):
             raise BadCheckpoint(f"a checkpoint's {name} has the shape {tuple(weight.shape)}, "
                                 f"not {tuple(shape)}")
         yield name, weight
@@ -291,6 +288,8 @@ def from_config(config, dtype=torch.float32, device="cpu"):
         with torch.device(device):
             return AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation="shared_prompt").eval()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:      # an architecture raises what it likes about its attention
         raise BadCheckpoint(f"a model of type {config.model_type} cannot be built with our "
                             f"attention: {one_line(error)}") from None
@@ -359,11 +358,9 @@ def own_logprobs(model, rollout):
 def eos_ids(model, tokenizer):
     """Every id that ends a completion: those of the config, the generation config and the
     tokenizer."""
-    found = set()
-    for ids in (model.config.eos_token_id, model.generation_config.eos_token_id,
-                tokenizer.eos_token_id):
-        found.update(ids if isinstance(ids, (list, tuple)) else [ids])
-    return tuple(sorted(found - {None}))
+    found = [some.eos_token_id for some in (model.config, model.generation_config, tokenizer)]
+    found = [ids if isinstance(ids, (list, tuple)) else [ids] for ids in found]
+    return tuple(sorted({*flat(found)} - {None}))
 
 
 def chat_text(tokenizer, messages, close=False, add_generation_prompt=True, tools=None):
@@ -584,9 +581,8 @@ class GroupCache:
         # layer, or there would be two of all.
         all_stay = bool(stay_B.all())
         for n, layer in enumerate(self.own):
-            kept = [kv if all_stay else kv[stay_B] for kv in layer]
-            self.own[n] = tuple(torch.cat((kv, kv.new_zeros(*kv.shape[:2], more, kv.shape[3])), 2)
-                                for kv in kept)
+            self.own[n] = tuple(torch.nn.functional.pad(kv if all_stay else kv[stay_B],
+                                                        (0, 0, 0, more)) for kv in layer)
         needed, self.group_B = self.group_B[stay_B].unique(return_inverse=True)
         if len(needed) < len(self.length_P):
             for n, layer in enumerate(self.prompts):
@@ -704,8 +700,7 @@ class Decoder:
         self._pick(logits(lm.model, last_PD)[group_B])
 
     def _pick(self, logits_BV):
-        u_B = self.u_BT[self.live, self.t]
-        ids_B, logp_B = pick(logits_BV, u_B, self.temperature)
+        ids_B, logp_B = pick(logits_BV, self.u_BT[self.live, self.t], self.temperature)
         self.ids_BT[self.live, self.t] = ids_B
         self.logp_BT[self.live, self.t] = logp_B
         self.ended_B |= torch.isin(ids_B, self.eos)
@@ -726,26 +721,20 @@ class Decoder:
         self.live = self.live[stay_B]
         self.ended_B = torch.zeros_like(self.live, dtype=torch.bool)
         self.cache.repack(stay_B, steps)
-        step = self.step
-        with threads_for(len(self.live) * self.lm.model.num_parameters()):
+        step, threads = self.step, torch.get_num_threads()
+        # Two threads would wait for each other at every operation of so few multiplications, and
+        # long where other programs want the cores.
+        if len(self.live) * self.lm.model.num_parameters() <= ONE_THREAD:
+            torch.set_num_threads(1)
+        try:
             for n in range(steps):
                 if n == 1 and self.live.is_cuda:
                     step = as_cuda_graph(step)      # the first step was its warm-up
                 step()
                 if self.ended_B.all():
                     break
-
-
-@contextmanager
-def threads_for(products):
-    """A single CPU thread while steps of so many multiplications are taken, if these are few: two
-    would wait for each other at every operation, and long where other programs want the cores."""
-    usual = torch.get_num_threads()
-    torch.set_num_threads(usual if products > ONE_THREAD else 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(usual)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def as_cuda_graph(step):
@@ -774,11 +763,7 @@ def sample_chunk(lm, prompts, keys, temperature, max_tokens):
         steps = min(max(least, read // 4), max_tokens - 1 - read)
         decoder.stretch(steps)
         read += steps
-    # What a row has drawn after its EOS, until the stretch was over, does not count.
-    eos_BT = torch.isin(decoder.ids_BT, decoder.eos)
-    finished_B = eos_BT.any(1)
-    count_B = torch.where(finished_B, eos_BT.int().argmax(1) + 1, max_tokens)
-    rows = zip(*(x.tolist() for x in (decoder.ids_BT, decoder.logp_BT, count_B, finished_B)))
+    rows = zip(decoder.ids_BT.tolist(), decoder.logp_BT.tolist())
     groups = [[make_rollout(lm, prompt, *next(rows)) for _ in group]
               for prompt, group in zip(prompts, keys)]
     if bad := [rollout for rollout in flat(groups) if not all(map(math.isfinite, rollout.logps))]:
@@ -786,12 +771,13 @@ def sample_chunk(lm, prompts, keys, temperature, max_tokens):
     return groups
 
 
-def make_rollout(lm, prompt, ids, logps, count, finished):
-    """The Rollout in the first `count` of the drawn ids."""
+def make_rollout(lm, prompt, ids, logps):
+    """The Rollout in the drawn ids, which go on behind an EOS until a stretch is over."""
+    count = next((n for n, token in enumerate(ids, 1) if token in lm.eos), None)
     unsaid = {*lm.eos, lm.tokenizer.bos_token_id, lm.tokenizer.pad_token_id}
     said = [token for token in ids[:count] if token not in unsaid]
     text = opened(decode(lm.tokenizer, prompt[-16:])) + decode(lm.tokenizer, said)
-    return Rollout(prompt, ids[:count], text, finished, logps[:count])
+    return Rollout(prompt, ids[:count], text, count is not None, logps[:count])
 
 
 def sample(lm, prompts, samples, key, temperature, max_tokens, rows, first=0):
@@ -815,14 +801,13 @@ def sample(lm, prompts, samples, key, temperature, max_tokens, rows, first=0):
 
 @torch.no_grad()
 def choose(lm, prompts, ids, rows):
-    """For each prompt, which of the token `ids` has the highest logit as the next one: list of
-    int."""
+    """For each prompt, which of the token `ids` has the highest logit as the next one (the first of
+    equal ones): list of int."""
     def work(chunk):
-        last_PD, _ = read_prompts(lm.model, chunk)
-        logits_BV = logits(lm.model, last_PD)
-        if not torch.isfinite(logits_BV[:, ids]).all():
+        logits_PC = logits(lm.model, read_prompts(lm.model, chunk)[0])[:, ids]
+        if not torch.isfinite(logits_PC).all():
             raise NonFinite("a logit of the judge", [])
-        return logits_BV[:, ids].argmax(-1).tolist()
+        return logits_PC.argmax(-1).tolist()
 
     return deal(prompts, rows, work)
 
@@ -842,14 +827,13 @@ class Packed(NamedTuple):
 
     ids_N: torch.Tensor
     position_N: torch.Tensor
-    lengths: list                # of the texts in N, prompts and completions
-    sees: list                   # the numbers of the texts that each sees: its prompt, then itself
     prompt_PT: torch.Tensor      # where in N the tokens of the prompts are, -1 behind their ends
     own_BC: torch.Tensor         # likewise, of the completions
     group_B: torch.Tensor        # the prompt of each completion
-    seen_BCS: torch.Tensor       # which of its prompt's T and its own C tokens a token sees
     home_N: torch.Tensor         # where in (P x T) + (B x C) each token is
-    biases: dict                 # by text and window, to add to its scores: all layers share them
+    lengths: list                # of the texts in N, prompts and completions
+    sees: list                   # the numbers of the texts that each sees: its prompt, then itself
+    masks: dict                  # by window, or by text and window: all layers share them
 
     def attend(self, module, query, key, value, scaling, window):
         """Attention, (1, N, heads, D): a prompt sees itself, a completion its prompt and itself;
@@ -869,18 +853,18 @@ class Packed(NamedTuple):
         queries, keys, values = (
             [text.flatten(1, 2) for text in x[0].unflatten(0, (K, -1)).split(self.lengths, 2)]
             for x in (query, key, value))                                    # (K, R x L or L, D)
+        if window not in self.masks:
+            longest = max(sum(self.lengths[i] for i in seen) for seen in self.sees)
+            never = query.new_full((longest, longest), -torch.inf)
+            # What is still to come, and what is too far back.
+            self.masks[window] = never.triu(1) + never.tril(-window)
         out = []
         for n, seen in enumerate(self.sees):
             key, value = (torch.cat([x[i] for i in seen], 1) for x in (keys, values))
             L, S = self.lengths[n], key.shape[1]
-            if (n, window) not in self.biases:
-                never = query.new_full((L, S), -torch.inf)
-                hidden = never.triu(S - L + 1)                     # what is still to come
-                if window < S:
-                    hidden = hidden + never.tril(S - L - window)   # what is too far back
-                self.biases[n, window] = hidden.repeat(R, 1)
+            hidden = self.masks[window][S - L:S, :S].repeat(R, 1)
             # In bf16 as in the sampler: softmax itself computes in fp32.
-            weight = torch.baddbmm(self.biases[n, window], queries[n], key.mT, alpha=scaling)
+            weight = torch.baddbmm(hidden, queries[n], key.mT, alpha=scaling)
             out.append((weight.softmax(-1) @ value).view(K * R, L, value.shape[-1]))
         return torch.cat(out, 1).transpose(0, 1)[None]
 
@@ -894,53 +878,46 @@ class Packed(NamedTuple):
         prompt = [rows(x, self.prompt_PT) for x in (query, key, value)]
         own = [rows(x, self.own_BC) for x in (query, key, value)]
         seen = [torch.cat((prompt[i].index_select(0, self.group_B), own[i]), 2) for i in (1, 2)]
-        prompt_mask, own_mask = self.masks(window)
+        prompt_mask, own_mask = self.sight(window)
         out_PTHD = prompt[0].transpose(1, 2)
         if out_PTHD.numel():      # nothing where the prompts that the sampler reads share nothing
             out_PTHD, _ = sdpa_attention_forward(module, *prompt, prompt_mask, scaling=scaling)
-        out_BCHD, _ = sdpa_attention_forward(module, own[0], *seen, own_mask[:, None],
-                                             scaling=scaling)
+        out_BCHD, _ = sdpa_attention_forward(module, own[0], *seen, own_mask, scaling=scaling)
         out = torch.cat((out_PTHD.flatten(0, 1), out_BCHD.flatten(0, 1)))
         return out.index_select(0, self.home_N)[None]
 
-    def masks(self, window):
-        """What prompts (T, T) and completions (B, C, S) see; None is all that came before."""
-        if window == ALL:
-            return None, self.seen_BCS
-        place_T, place_C = (torch.arange(x.shape[1], device=x.device)
-                            for x in (self.prompt_PT, self.own_BC))
-        own_BC = (self.prompt_PT >= 0).sum(1)[self.group_B][:, None] + place_C
-        seen_BS = torch.cat((place_T.expand(len(own_BC), -1), own_BC), 1)
-        back_TT = place_T[:, None] - place_T
-        back_BCS = own_BC[:, :, None] - seen_BS[:, None]
-        return (back_TT >= 0) & (back_TT < window), self.seen_BCS & (back_BCS < window)
+    def sight(self, window):
+        """What prompts (T, T) and completions (B, 1, C, S) see; None is all that came before."""
+        if window not in self.masks:
+            # Padding stands behind everything.
+            at_PT, at_BC = (self.position_N[where.clamp(min=0)].masked_fill(where < 0, ALL)
+                            for where in (self.prompt_PT, self.own_BC))
+            seen_B1S = torch.cat((at_PT[self.group_B], at_BC), 1)[:, None]
+            own_BCS = (seen_B1S <= at_BC[..., None]) & (seen_B1S > at_BC[..., None] - window)
+            T = at_PT.shape[1]
+            prompt_TT = None if window == ALL else own_BCS.new_ones(T, T).tril().triu(1 - window)
+            self.masks[window] = prompt_TT, own_BCS[:, None]
+        return self.masks[window]
 
 
 def pack(groups, device):
     """Packed, from lists of Rollouts; those of a list share their prompt."""
-    ids, position, lengths, sees, prompts, own = [], [], [], [], [], []
+    texts, sees = [], []
     for group in groups:
-        length, first = len(group[0].prompt), len(lengths)
-        lengths += [length] + [len(rollout.ids) for rollout in group]
-        sees += [[first]] + [[first, n] for n in range(first + 1, len(lengths))]
-        prompts.append(torch.arange(length) + len(ids))
-        ids += group[0].prompt
-        position += range(length)
-        for rollout in group:
-            own.append(torch.arange(len(rollout.ids)) + len(ids))
-            ids += rollout.ids
-            position += range(length, length + len(rollout.ids))
-    prompt_PT, own_BC = (pad_sequence(x, batch_first=True, padding_value=-1)
-                         for x in (prompts, own))
-    size_P, (B, C) = torch.tensor([len(group) for group in groups]), own_BC.shape
-    group_B = torch.arange(len(groups)).repeat_interleave(size_P)
-    causal_CC = torch.ones(C, C, dtype=torch.bool).tril()
-    prompt_BCT = (prompt_PT >= 0)[group_B][:, None].expand(-1, C, -1)
-    seen_BCS = torch.cat((prompt_BCT, causal_CC.expand(B, -1, -1)), 2)
+        first = len(texts)
+        texts += [group[0].prompt, *(rollout.ids for rollout in group)]
+        sees += [[first], *([first, n] for n in range(first + 1, len(texts)))]
+    lengths = list(map(len, texts))
+    places = torch.arange(sum(lengths)).split(lengths)      # in N, of each text
+    parts = ([place for place, seen in zip(places, sees) if len(seen) == n] for n in (1, 2))
+    prompt_PT, own_BC = (pad_sequence(part, batch_first=True, padding_value=-1) for part in parts)
+    position_N = torch.cat([torch.arange(length) + sum(lengths[i] for i in seen[:-1])
+                            for length, seen in zip(lengths, sees)])
+    group_B = torch.tensor([p for p, group in enumerate(groups) for _ in group])
     place = torch.cat((prompt_PT.flatten(), own_BC.flatten()))
-    home_N = place.argsort()[-len(ids):]      # what pads comes first
-    return Packed(torch.tensor(ids, device=device), torch.tensor(position, device=device), lengths,
-                  sees, *(x.to(device) for x in (prompt_PT, own_BC, group_B, seen_BCS, home_N)), {})
+    home_N = place.argsort()[-len(position_N):]      # what pads comes first
+    return Packed(*(x.to(device) for x in (torch.tensor(flat(texts)), position_N, prompt_PT, own_BC,
+                                           group_B, home_N)), lengths, sees, {})
 
 
 def token_logprobs(model, packed, temperature=1.0, tokens=None):

@@ -412,9 +412,8 @@ def unharmed(run):
             "what": str(error),
             "samples": [{"prompt": run.tokenizer.decode(rollout.prompt), "text": rollout.text,
                          "ids": rollout.ids} for rollout in error.rollouts]})
-        fail(f"{error} is not finite in iteration {run.iteration}, {run.phase} step {step}, rank "
-             f"{files.rank}: the samples are in {files.path / name}. Nothing was learned from "
-             "them.")
+        fail(f"{error} in iteration {run.iteration}, {run.phase} step {step}, rank {files.rank}: "
+             f"the samples are in {files.path / name}. Nothing was learned from them.")
     except lms.BadCheckpoint as error:
         raise Refused(f"{error}{MEND}") from None
     except OSError as error:

@@ -14,7 +14,6 @@ from run import start      # first: it says how threads wait, before torch is lo
 import math
 import os
 import random
-import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from statistics import mean
@@ -54,7 +53,6 @@ class Candidate:
     text: str                    # the completion
     draft: generator.Draft       # as read
     task: Task | None            # None where a part of it is missing
-    pass_rate: float | None = None    # p of Eq. 3; None where there is no task that fits
     reason: str | None = None    # why it was dropped
 
 
@@ -78,8 +76,8 @@ def train_generator(run, i):
         candidates = [read(spec, rollout.text)
                       for spec, group in zip(specs, groups) for rollout in group]
         probe(run, candidates)
-        parts = [generator.reward(candidate.draft, difficulty(config, candidate.pass_rate),
-                                  semantic, not config.no_grounding)
+        parts = [generator.reward(candidate.draft, difficulty(config, candidate.task), semantic,
+                                  not config.no_grounding)
                  for candidate, semantic in zip(candidates, judge(run, candidates))]
         run.learn(groups, parts, {"valid": mean(part.get("validity", 0) > 0.999 for part in parts)}
                   | difficulty_metrics(candidates) | diversity_metrics(candidates))
@@ -157,10 +155,9 @@ def question(task):
 
 def probe(run, candidates):
     """Measure the pass rate of each task on K Solver samples (Eq. 3), where its prompt fits."""
-    some = [c for c in candidates if c.task and run.fits(question(c.task))]
-    rates = pass_rates(run, [c.task for c in some], run.config.probes, "probe", 0)
-    for candidate, p in zip(some, rates):
-        candidate.pass_rate = p
+    tasks = [c.task for c in candidates if c.task and run.fits(question(c.task))]
+    for task, p in zip(tasks, pass_rates(run, tasks, run.config.probes, "probe", 0)):
+        task.pass_rate = p
 
 
 def pass_rates(run, tasks, samples, purpose, first):
@@ -186,16 +183,18 @@ def judge(run, candidates):
     return [found.get(n, 0.0) for n in range(len(candidates))]
 
 
-def difficulty(config, p):
-    """r_diff of a pass rate (None: no task), or None where the ablation leaves it out."""
+def difficulty(config, task):
+    """r_diff of a task's pass rate, 0 where there is no task or its prompt is too long; None where
+    the ablation leaves it out."""
     if config.no_difficulty:
         return None
+    p = task and task.pass_rate
     return 0.0 if p is None else curriculum.band_pass(p, config.probes, config.band)
 
 
 def difficulty_metrics(candidates):
     """Where the tasks of a step stand: a rate is None where no task fits."""
-    rates = [candidate.pass_rate for candidate in candidates]
+    rates = [candidate.task and candidate.task.pass_rate for candidate in candidates]
     return {"in_band": mean(p is not None and curriculum.in_band(p) for p in rates),
             "pass_rate": mean([p for p in rates if p is not None] or [0.0]), "pass_rates": rates}
 
@@ -322,4 +321,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

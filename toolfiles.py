@@ -11,7 +11,8 @@ import json
 import re
 from urllib.parse import unquote
 
-from verify import (MAX_BRACKETS, MAX_DEPTH, SCHEMA_KEYS, choices_of, read_tool, schema_of, unwrap)
+from verify import (MAX_BRACKETS, MAX_DEPTH, SCHEMA_KEYS, choices_of, normalise_tool, schema_of,
+                    unwrap)
 
 # ---------------------------------------------------------------------------------------------
 # A menu
@@ -60,7 +61,7 @@ def _read_written(element, number):
                 raise ValueError("its 'required' is no list of parameters")
             if isinstance(top.get("properties") or {}, list):
                 raise ValueError("its 'properties' are no object {parameter: schema}")
-        tool = read_tool({**element, "parameters": top})
+        tool = normalise_tool({**element, "parameters": top})
         if not (lost or tool["parameters"]):
             lost = _lost_schemas(element, top)
         if lost:

@@ -2,14 +2,14 @@
 
 To use it elsewhere copy this file alone: it needs the standard library and nothing else. It runs no
 tool and evaluates no model text: everything is decided by comparing JSON. Readers of model text
-take any string and return a value or None; only `load_json` and `read_tool` raise, a ValueError.
+take any string and return a value or None; only `load_json` and `normalise_tool` raise, both a
+ValueError.
 
 Covered: reading tagged blocks, calls and menus; equality of values and calls; checks of tools and
 calls; grounding of values in a question. Not covered: whether a tool does what its description
 says, or whether an answer is wise.
 """
 import json
-import operator
 import re
 import unicodedata
 from collections import Counter
@@ -189,7 +189,7 @@ def read_tools(text):
     """Menu in the text of a tools block as [{name, description, parameters, required}], or None."""
     try:
         value = load_json(text)
-        return list(map(read_tool, value)) if isinstance(value, list) and value else None
+        return list(map(normalise_tool, value)) if isinstance(value, list) and value else None
     except ValueError:
         return None
 
@@ -206,7 +206,8 @@ def schema_of(element):
 
 
 def normalise_tool(element):
-    """One tool with parameters as {p: {type, ...}} and `required` at tool level, or None.
+    """One tool with parameters as {p: {type, ...}} and `required` at tool level. A ValueError says
+    why the element is no tool.
 
     Parameters may be given flat or as a JSON schema with `properties`, under `parameters`,
     `inputSchema` or `input_schema`; `required` may stand at tool level, inside the parameters, or
@@ -217,14 +218,6 @@ def normalise_tool(element):
     ...                 "required": ["x"]}})["required"]
     ['x']
     """
-    try:
-        return read_tool(element)
-    except ValueError:
-        return None
-
-
-def read_tool(element):
-    """`normalise_tool`, but a ValueError says why the element is no tool."""
     element = unwrap(element)
     name, parameters = element.get("name"), schema_of(element)
     if not isinstance(name, str) or not name.strip():
@@ -364,8 +357,8 @@ def call_problem(calls, tools):
     return None
 
 
-_BOUNDS = {"minimum": operator.ge, "exclusiveMinimum": operator.gt,
-           "maximum": operator.le, "exclusiveMaximum": operator.lt}
+_BOUNDS = {"minimum": Decimal.__ge__, "exclusiveMinimum": Decimal.__gt__,
+           "maximum": Decimal.__le__, "exclusiveMaximum": Decimal.__lt__}
 
 
 def value_problem(value, schema):
@@ -409,13 +402,15 @@ _UNSPACED = re.compile("[\u0e01-\u0e4e\u0e81-\u0ece\u1000-\u103f\u1100-\u11ff\u1
                        "\u3005-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
 # To Python the vowel signs of India's scripts are no word characters.
 _NO_WORD = re.compile("[^\\w\u0900-\u0963\u0966-\u0dff]")
+# Raised digits and fractions behind a digit: NFKC alone would make 102 of ten squared.
+_RAISED = re.compile("(?<=\\d)(?=[\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u215f])")
 _THIN_SPACE = re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3}(?!\d))")
 
 
 def _spread(text):
     """NFKC, casefold, a comma for a space inside a number, and spaces around every character of a
     script that writes without them."""
-    text = unicodedata.normalize("NFKC", _THIN_SPACE.sub(",", text)).casefold()
+    text = unicodedata.normalize("NFKC", _RAISED.sub(" ", _THIN_SPACE.sub(",", text))).casefold()
     return _UNSPACED.sub(r" \g<0> ", text)
 
 
@@ -443,15 +438,13 @@ def numbers_in(text):
     ['-3', '1234.50', '17', '2026', '4', '42', '5']
     """
     found = set()
-    text = _TENS_ONES.sub(lambda two: str(sum(int(_DIGITS[word]) for word in two.groups())),
-                          _spread(text))
+    text = _TENS_ONES.sub(lambda two: _DIGITS[two[1]][0] + _DIGITS[two[2]], _spread(text))
     for sign, run in _RUN.findall(text):
         whole = run in _DIGITS or _PLAIN.fullmatch(run)
         for part in [run] if whole or _WITH_UNIT.fullmatch(run) else re.split("[.,]", run):
             digits = _DIGITS.get(part, part)
             if _PLAIN.fullmatch(digits):
-                number = Decimal(digits.replace(",", ""))
-                found.add(number.copy_negate() if sign and whole else number)
+                found.add(Decimal("-" * bool(sign and whole) + digits.replace(",", "")))
     return found
 
 

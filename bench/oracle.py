@@ -2,9 +2,10 @@
 
     python bench/oracle.py --preset small --model models/cold --pool_size 256
 
-Flags and run directory are selfplay.py's. Each pool is new tasks of coldstart_world.py, as it makes
-them for a Solver, a tenth of them with no tool that fits; they are graded, filtered and learned as
-a Generator's. What a Solver gains here is what sound tasks in the cold start's own manner give it.
+Flags and run directory are selfplay.py's; --tools, --domains and --decline, which speak to a
+Generator, say nothing here. Each pool is new tasks of coldstart_world.py, as it makes them for a
+Solver, a tenth of them with no tool that fits; they are graded, filtered and learned as a
+Generator's. What a Solver gains here is what sound tasks in the cold start's own manner give it.
 """
 import common      # noqa: F401  puts this repository on Python's path
 import selfplay    # before torch, as it says how threads wait

@@ -33,12 +33,12 @@ def test_advantages_by_hand():
 ])
 def test_loss_of_one_token_by_hand(ratio, advantage, loss):
     logp = torch.tensor([[ratio]]).log().requires_grad_()
-    value, clip_share = grpo.grpo_loss(logp, torch.zeros(1, 1), torch.tensor([advantage]),
-                                       torch.ones(1, 1, dtype=torch.bool), torch.ones(1), 0.2)
+    value, count = grpo.grpo_loss(logp, torch.zeros(1, 1), torch.tensor([advantage]),
+                                  torch.ones(1, 1, dtype=torch.bool), 1.0, 0.2)
     assert value.item() == pytest.approx(loss)
     value.backward()
     clipped = (ratio, advantage) in ((1.5, 1.0), (0.5, -1.0))
-    assert clip_share == clipped
+    assert count == clipped
     assert logp.grad.item() == pytest.approx(0.0 if clipped else -ratio * advantage)
 
 
@@ -47,7 +47,7 @@ def test_loss_is_a_mean_over_tokens_then_over_completions():
     logp = torch.tensor([[0.0, 9.0], [0.0, 0.0]])
     mask = torch.tensor([[True, False], [True, True]])
     old = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
-    loss, _ = grpo.grpo_loss(logp, old, torch.tensor([3.0, -1.0]), mask, torch.full((2,), 0.5), 0.2)
+    loss, _ = grpo.grpo_loss(logp, old, torch.tensor([3.0, -1.0]), mask, 0.5, 0.2)
     assert loss.item() == pytest.approx(-1.0)
 
 

@@ -117,8 +117,7 @@ def reasoner(tmp_path):
 def rollout(lm, text):
     """What the sampler makes of a completion that is `text` and an EOS."""
     ids = lm.tokenizer.encode(text, add_special_tokens=False) + list(lm.eos)
-    return lms.make_rollout(lm, lms.encode_chat(lm.tokenizer, CHAT), ids, [0.0] * len(ids),
-                            len(ids), True)
+    return lms.make_rollout(lm, lms.encode_chat(lm.tokenizer, CHAT), ids, [0.0] * len(ids))
 
 
 RIGHT = ('The user wants a train.</think><tool_call_answer>[{"name": "book", "arguments": '

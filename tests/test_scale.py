@@ -265,6 +265,15 @@ def test_a_shape_that_is_no_causal_language_model_is_refused():
         check.count_parameters(transformers.T5Config())
 
 
+def test_a_model_that_is_too_large_is_not_called_a_strange_one(monkeypatch):
+    def no_room(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(lms.AutoModelForCausalLM, "from_config", no_room)
+    with pytest.raises(torch.OutOfMemoryError):
+        lms.from_config(transformers.LlamaConfig())
+
+
 def test_the_longest_domain_counts_in_the_longest_prompt():
     longest = generator.longest_prompt(len, ["x" * 5000])[1]["content"]
     assert len(longest) > 5000

@@ -415,6 +415,10 @@ def test_reading_numbers_is_linear():
     assert verify.numbers_in("9" * 19_999) == {Decimal("9" * 19_999)}
 
 
+def test_raised_digits_and_fractions_do_not_run_into_a_number():
+    assert verify.numbers_in("2\u00bd cups, 10\u00b2 m, forty-two") == {1, 2, 10, 42}
+
+
 TOOL = {"name": "book_train", "description": "Book a train.", "required": ["city"],
         "parameters": {"city": {"type": "string"}, "nights": {"type": "integer"}}}
 

@@ -173,7 +173,8 @@ def test_every_spelling_of_a_tool_is_read(element, parameters, required):
                                      {"name": "f", "parameters": [1]},
                                      {"name": "f", "parameters": {"x": "string"}}])
 def test_a_menu_with_what_is_no_tool_is_none(element):
-    assert verify.normalise_tool(element) is None
+    with pytest.raises(ValueError):
+        verify.normalise_tool(element)
     assert verify.read_tools(json.dumps([tool(), element])) is None
     assert verify.read_tools("[]") is None
 
