@@ -98,6 +98,8 @@ class Config:
                 for weight in weights.values()):
             raise ValueError(f"{self.domains} must hold one JSON object {{domain: weight}}, "
                              "weights not negative and not all 0")
+        if odd := [domain for domain in weights if not domain.isprintable()]:
+            raise ValueError(f"{self.domains}: {odd[0]!r} is no name of a domain")
         return {domain: float(weight) for domain, weight in weights.items()}
 
     @cached_property

@@ -415,6 +415,20 @@ def test_overlap(run_dir, data, capsys):
     assert "toolalpaca: 0 of 6" in output and repr(tiny.heldout(1)[0].question) in output
 
 
+@pytest.mark.parametrize("error, says", [
+    (torch.OutOfMemoryError("CUDA out of memory."), "memory.: give a smaller --rows"),
+    (lms.NonFinite("a sampled log-probability", []), "a sampled log-probability is not finite")])
+def test_what_one_rank_alone_meets_it_says(monkeypatch, capsys, error, says):
+    def fail(args):
+        raise error
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(evaluation, "evaluate", fail)
+    with pytest.raises(SystemExit) as stop:
+        evaluation.main([])
+    assert stop.value.code == 2 and says in capsys.readouterr().err
+
+
 def test_cross_play(run_dir, capsys):
     evaluation.main(["--cross_play", str(run_dir)])
     base, trained = json.loads((run_dir / "cross_play.json").read_text())

@@ -149,6 +149,13 @@ def test_the_forecast_takes_the_users_sizes(tmp_path):
         2 * 10**6 + shape.vocab_size * shape.hidden_size)
 
 
+def test_the_forecast_takes_the_longest_answer_there_is():
+    shape = qwen_shape("0.5B")
+    of_verify = check.forecast(shape, Config(max_completion=512, max_verify=2048), 1)
+    of_completion = check.forecast(shape, Config(max_completion=2048, max_verify=512), 1)
+    assert of_verify["KV cache"] == of_completion["KV cache"]
+
+
 def test_the_forecast_knows_architectures_that_name_less():
     shape = transformers.GPT2Config()
     found = check.forecast(shape, Config(), 1)
@@ -301,7 +308,8 @@ def test_domains_come_from_a_file(tmp_path):
     file = write(tmp_path / "domains.json", {"travel": 3, "finance": 1})
     config, _ = parse(["--domains", str(file), "--run_dir", str(tmp_path / "run")])
     assert config.domain_weights == {"travel": 3.0, "finance": 1.0}
-    for bad in ({"travel": -1}, {"travel": 0}, ["travel"], {"travel": "much"}, {"travel": 1e10}):
+    for bad in ({"travel": -1}, {"travel": 0}, ["travel"], {"travel": "much"}, {"travel": 1e10},
+                {"\ud800": 1}, {"travel\nby night": 1}):
         with pytest.raises(SystemExit):
             parse(["--domains", str(write(file, bad)), "--run_dir", str(tmp_path / "run")])
 
