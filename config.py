@@ -5,6 +5,7 @@ Bad input ends here, in one line, before anything long.
 """
 import argparse
 import dataclasses
+import hashlib
 import inspect
 import re
 import sys
@@ -212,10 +213,20 @@ def find_problem(config):
 
 
 def record(config):
-    """What config.json holds of the settings: the script, the flags, and the content of the files
-    they name."""
-    return {"script": Path(sys.argv[0]).name, "config": dataclasses.asdict(config),
+    """What config.json holds of the settings: the script and its code, the flags, and the content
+    of the files they name."""
+    return {"script": Path(sys.argv[0]).name, "code": code_hash(),
+            "config": dataclasses.asdict(config),
             "files": {flag: getattr(config, content) for flag, content in FILES.items()}}
+
+
+def code_hash():
+    """Short hash of the files of this folder that are loaded: whoever edits one and runs again with
+    the same settings makes another experiment."""
+    files = {Path(module.__file__).resolve() for module in tuple(sys.modules.values())
+             if getattr(module, "__file__", None)}
+    here = sorted(file for file in files if file.parent == Path(__file__).resolve().parent)
+    return hashlib.sha256(b"".join(file.read_bytes() for file in here)).hexdigest()[:8]
 
 
 def directory_problem(config):

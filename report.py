@@ -36,7 +36,8 @@ class Run:
         self.path = Path(path)
         try:
             saved = read_json(self.path / "config.json")
-            self.config = saved["config"] | {"script": saved.get("script", "selfplay.py")}
+            self.config = saved["config"] | {"script": saved.get("script", "selfplay.py"),
+                                             "code": saved.get("code")}
         except (KeyError, TypeError):
             raise Refused(f"{path} is no run: its config.json is of something else") from None
         self.metrics = read_log(self.path / "metrics.jsonl")

@@ -5,7 +5,7 @@ import shutil
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, call
 from matplotlib.figure import Figure
 
 import report
@@ -191,13 +191,31 @@ def test_the_gain_is_that_of_the_last_iteration_that_all_runs_of_a_row_have(tmp_
             in rows)
 
 
-def test_another_script_is_another_row_and_what_changes_no_result_is_not(tmp_path):
+@pytest.mark.parametrize("name, other", [("script", "mine.py"), ("code", "0a1b2c3d")])
+def test_another_script_is_another_row_and_what_changes_no_result_is_not(tmp_path, name, other):
     paths = [write_run(tmp_path / f"{n}", (0.25, 0.5), seed=n, save_every=n) for n in range(3)]
     saved = json.loads((paths[2] / "config.json").read_text())
-    (paths[2] / "config.json").write_text(json.dumps(saved | {"script": "mine.py"}))
+    (paths[2] / "config.json").write_text(json.dumps(saved | {name: other}))
     rows = report.compare([report.Run(path) for path in paths])
     assert [row.split(" | ")[:2] for row in rows[2:4]] == [["| as most", "2"],
-                                                           ["| script mine.py", "1"]]
+                                                           [f"| {name} {other}", "1"]]
+
+
+def test_edited_code_is_told_by_its_hash(tmp_path):
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, tmp_path)
+
+    def code_hash():
+        script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import config"
+        return call(sys.executable, "-c", script + "; print(config.code_hash())").split()[-1]
+
+    hashes = [code_hash()]
+    (tmp_path / "notes.py").write_text("nothing loads it")
+    hashes.append(code_hash())
+    with open(tmp_path / "generator.py", "a") as file:
+        file.write("# edited\n")
+    hashes.append(code_hash())
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_the_ablation_table_has_a_row_for_each_finished_variant(tmp_path, monkeypatch, capsys):
