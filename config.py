@@ -223,9 +223,9 @@ def record(config):
 def code_hash():
     """Short hash of the files of this folder that are loaded: whoever edits one and runs again with
     the same settings makes another experiment."""
-    files = {Path(module.__file__).resolve() for module in tuple(sys.modules.values())
+    files = {Path(module.__file__) for module in tuple(sys.modules.values())
              if getattr(module, "__file__", None)}
-    here = sorted(file for file in files if file.parent == Path(__file__).resolve().parent)
+    here = sorted(file for file in files if file.parent == Path(__file__).parent)
     return hashlib.sha256(b"".join(file.read_bytes() for file in here)).hexdigest()[:8]
 
 

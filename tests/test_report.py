@@ -206,7 +206,7 @@ def test_edited_code_is_told_by_its_hash(tmp_path):
         shutil.copy(file, tmp_path)
 
     def code_hash():
-        script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import config"
+        script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import selfplay, config"
         return call(sys.executable, "-c", script + "; print(config.code_hash())").split()[-1]
 
     hashes = [code_hash()]
