@@ -235,7 +235,7 @@ def run(args):
           save)
     if first:
         checked(write_json, args.out / coldstart_world.RECORD,
-                {"settings": settings, "losses": trainer.losses})
+                {"settings": settings, "roles": coldstart_world.ROLES, "losses": trainer.losses})
         checked(serving.write_checkpoint, args.out, lm, trainer.masters)
         state.unlink(missing_ok=True)
         print(f"wrote {args.out}")

@@ -18,7 +18,7 @@ import generator
 import solver
 from verify import Task
 
-RECORD = "coldstart.json"      # beside the weights: the settings that made them, and the losses
+RECORD = "coldstart.json"      # beside the weights: settings and ROLES that made them, the losses
 ROLES = {"solver": 0.7, "generator": 0.2, "judge": 0.1}     # shares of the examples
 GIVEN_MENU = 0.15         # of the Generator's examples: the prompt brings the tools
 NO_TOOL_FITS = 0.08       # of the Solver's examples

@@ -163,7 +163,10 @@ def overlap(args):
     benchmark's question?"""
     record = args.overlap / coldstart_world.RECORD
     if record.exists():
-        made = read_json(record)["settings"]
+        made = read_json(record)
+        if made.get("roles", coldstart_world.ROLES) != coldstart_world.ROLES:
+            raise Refused(f"{record} is of other ROLES than coldstart_world.py has")
+        made = made["settings"]
         questions = [question for step in range(made["steps"]) for question in
                      coldstart_world.questions(made["seed"], step, made["steps"], made["batch"])]
     else:

@@ -238,7 +238,8 @@ SMALL = ("coldstart.py", "--model", tiny.PATH, "--steps", "2", "--batch", "2", "
          "--learning_rate", "1e-3")
 
 
-def test_one_command_writes_a_model_that_loads_and_two_ranks_write_the_same(tmp_path, capsys):
+def test_one_command_writes_a_model_that_loads_and_two_ranks_write_the_same(
+        tmp_path, capsys, monkeypatch):
     call(sys.executable, *SMALL, "--out", tmp_path / "one")
     call_ranks(2, sys.executable, *SMALL, "--out", tmp_path / "two")
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
@@ -253,6 +254,10 @@ def test_one_command_writes_a_model_that_loads_and_two_ranks_write_the_same(tmp_
     assert record["settings"]["steps"] == len(record["losses"]) == 2
     evaluation.main(["--overlap", str(tmp_path / "one"), "--benchmarks", "tiny"])
     assert "tiny: 0 of 4 training questions" in capsys.readouterr().out
+    monkeypatch.setattr(world, "ROLES", {"solver": 1.0})      # then it asked other questions
+    with pytest.raises(SystemExit):
+        evaluation.main(["--overlap", str(tmp_path / "one"), "--benchmarks", "tiny"])
+    assert "is of other ROLES" in capsys.readouterr().err
     code, output = call(sys.executable, *SMALL, "--out", tmp_path / "one", ok=False)
     assert code == 2 and "holds a finished model: give another --out" in output
 
