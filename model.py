@@ -833,7 +833,7 @@ class Packed(NamedTuple):
     home_N: torch.Tensor         # where in (P x T) + (B x C) each token is
     lengths: list                # of the texts in N, prompts and completions
     sees: list                   # the numbers of the texts that each sees: its prompt, then itself
-    masks: dict                  # by window, or by text and window: all layers share them
+    masks: dict                  # by window: all layers share them
 
     def attend(self, module, query, key, value, scaling, window):
         """Attention, (1, N, heads, D): a prompt sees itself, a completion its prompt and itself;

@@ -172,7 +172,9 @@ def test_any_groups_have_the_plain_log_probs_and_gradient(wide, monkeypatch, att
             groups.append([lms.Rollout(prompt, random.integers(300, size=length).tolist(), "", True,
                                        [])
                            for length in random.integers(1, 40, random.integers(1, 6))])
-        logp_BC, _, mask_BC = lms.token_logprobs(wide.model, lms.pack(groups, "cpu"))
+        packed = lms.pack(groups, "cpu")
+        logp_BC, _, mask_BC = lms.token_logprobs(wide.model, packed)
+        assert len(packed.masks) == 1, "one mask for all texts and layers"
         rollouts = [rollout for group in groups for rollout in group]
         assert mask_BC.sum(1).tolist() == [len(rollout.ids) for rollout in rollouts]
         ours = [logp_C[mask_C] for logp_C, mask_C in zip(logp_BC, mask_BC)]
